@@ -1,0 +1,33 @@
+"""qlib: a small library for quantizing neural networks, grown by the course's lessons.
+
+from qlib import Scheme, quantize_tensor
+
+qtensor = quantize_tensor(weight, Scheme(bits=4, group_size=64))
+qtensor.dequantize(), qtensor.nbytes, qtensor.bits_per_weight
+"""
+
+from qlib.affine import choose_qparams, dequantize, fake_quantize, quant_range, quantize
+from qlib.checkpoint import load_tensors, save_tensors
+from qlib.packing import pack, unpack
+from qlib.scheme import INT2, INT4, INT8, Scheme
+from qlib.tensor import QTensor, quantize_tensor
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "INT2",
+    "INT4",
+    "INT8",
+    "QTensor",
+    "Scheme",
+    "choose_qparams",
+    "dequantize",
+    "fake_quantize",
+    "load_tensors",
+    "pack",
+    "quant_range",
+    "quantize",
+    "quantize_tensor",
+    "save_tensors",
+    "unpack",
+]

@@ -1,0 +1,56 @@
+"""Small integers side by side in bytes: the first value in the lowest bits, no bit left unused.
+
+At 2 bits a byte holds four values, at 4 bits two; at 3 bits eight values fill three bytes. Eight values of b bits
+are always b whole bytes, which is why both functions work on eight at a time and need no case for any width.
+"""
+
+import torch
+
+
+def pack(values, bits):
+    """Write values of `bits` bits one after the other into bytes, low bits first.
+
+    Args:
+        values: integers from 0 to 2**bits - 1, shape (..., count); only their low `bits` bits are kept.
+        bits: width of a value, 1 to 8.
+
+    Returns:
+        uint8 tensor of shape (..., ceil(count * bits / 8)): each row is packed on its own, so that a row starts at
+        a byte. pack([1, 0, 3, 2], 2) is [177], for 177 is 0b10_11_00_01.
+    """
+    values = torch.as_tensor(values)
+    count = values.shape[-1]
+    eights = torch.nn.functional.pad(values, (0, -count % 8)).unflatten(-1, (-1, 8))
+    word = torch.zeros(eights.shape[:-1], dtype=torch.int64, device=values.device)
+    for i in range(8):
+        word |= (eights[..., i].long() & (2**bits - 1)) << (i * bits)
+    octets = torch.stack([(word >> (8 * i)) & 255 for i in range(bits)], dim=-1)
+    return octets.to(torch.uint8).flatten(-2)[..., : (count * bits + 7) // 8]
+
+
+def unpack(packed, bits, count=None):
+    """Read values of `bits` bits back out of bytes: the inverse of `pack`.
+
+    Args:
+        packed: uint8 tensor of shape (..., octets).
+        bits: width of a value, 1 to 8.
+        count: values in a row. None reads as many as the bytes hold whole, which may be a few more than were
+            packed: the bits that fill up the last byte are zeros.
+
+    Returns:
+        uint8 tensor of shape (..., count), values from 0 to 2**bits - 1.
+
+    Raises:
+        ValueError: `packed` holds fewer than `count` values.
+    """
+    packed = torch.as_tensor(packed, dtype=torch.uint8)
+    held = packed.shape[-1] * 8 // bits
+    count = held if count is None else count
+    if count > held:
+        raise ValueError(f"{packed.shape[-1]} bytes hold {held} values of {bits} bits, not {count}")
+    octets = torch.nn.functional.pad(packed, (0, -packed.shape[-1] % bits)).unflatten(-1, (-1, bits))
+    word = torch.zeros(octets.shape[:-1], dtype=torch.int64, device=packed.device)
+    for i in range(bits):
+        word |= octets[..., i].long() << (8 * i)
+    values = torch.stack([(word >> (i * bits)) & (2**bits - 1) for i in range(8)], dim=-1)
+    return values.to(torch.uint8).flatten(-2)[..., :count]

@@ -1,0 +1,242 @@
+"""Pictures for the lessons. Each carries its own description, computed from the data it draws."""
+
+import base64
+import io
+
+import matplotlib
+import numpy as np
+import seaborn
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from qlib.affine import dequantize, quant_range, quantize
+from qlib.report import rounded
+
+VALUES, ERRORS = "viridis", "RdBu_r"  # perceptual for values; diverging, centred on 0, for errors
+LARGEST_GRID = 48  # a matrix with more rows or columns than this is shown as tiles
+
+
+class Picture:
+    """A figure and its caption, which stands under the picture and is its text for a screen reader.
+
+    The caption is computed from the data, so a test that compares text compares what is drawn.
+    """
+
+    def __init__(self, figure, caption):
+        self.figure = figure
+        self.caption = caption
+
+    def save(self, path):
+        """Write the picture to a PNG or SVG file."""
+        self.figure.savefig(path, dpi=144, bbox_inches="tight")
+
+    def _ipython_display_(self):
+        from IPython.display import display
+
+        png = io.BytesIO()
+        self.figure.savefig(png, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+        display({"image/png": base64.b64encode(png.getvalue()).decode(), "text/plain": self.caption}, raw=True)
+        display({"text/markdown": f"*{self.caption}*", "text/plain": self.caption}, raw=True)
+
+    def __repr__(self):
+        return self.caption
+
+
+def new_figure(width, height, columns=1, rows=1, **options):
+    """A figure in the course's style and its axes. It belongs to no window, so that nothing draws it a second time."""
+    with matplotlib.rc_context(
+        {"font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots(rows, columns, **options)
+
+
+def heatmaps(original, quantized, dequantized):
+    """Four panels side by side: the matrix, its integers, what comes back of them, and the error.
+
+    A small matrix is annotated. A large one is cut into tiles, and each tile shows its element of the largest
+    magnitude, the same one in every panel, so that no outlier is lost. The element with the largest error of all
+    is kept in place of its tile's, and boxed.
+
+    Args:
+        original, quantized, dequantized: (rows, columns) tensors of one shape; a vector is drawn as one row.
+
+    Returns:
+        a Picture.
+
+    Raises:
+        ValueError: the shapes differ, or are not a matrix's.
+    """
+    original, quantized, dequantized = (
+        torch.atleast_2d(t.detach().cpu()).double() for t in (original, quantized, dequantized)
+    )
+    if original.ndim != 2 or not original.shape == quantized.shape == dequantized.shape or not original.numel():
+        shapes = ", ".join(str(tuple(t.shape)) for t in (original, quantized, dequantized))
+        raise ValueError(f"heatmaps draws three matrices of one shape, not {shapes}")
+    error = dequantized - original
+    worst = divmod(error.abs().argmax().item(), error.shape[1])
+    tile = [-(-size // LARGEST_GRID) for size in error.shape]
+    cells = tile_representatives(original, tile)
+    box = (worst[0] // tile[0], worst[1] // tile[1])
+    cells[box] = worst[0] * error.shape[1] + worst[1]
+
+    low, high, limit = original.min().item(), original.max().item(), error.abs().max().item() or 1.0
+    panels = {
+        "Original": (original, VALUES, low, high, ".4g"),
+        "Quantized": (quantized, VALUES, quantized.min().item(), quantized.max().item(), ".0f"),
+        "Dequantized": (dequantized, VALUES, low, high, ".4g"),
+        "Error": (error, ERRORS, -limit, limit, ".2g"),
+    }
+    height = max(1.6, min(3.6, 0.6 + 2.6 * cells.shape[0] / cells.shape[1]))
+    figure, axes = new_figure(13, height, columns=4)
+    for axis, (title, panel) in zip(axes, panels.items(), strict=True):
+        draw_heatmap(axis, title, cells, box, *panel)
+    shown = "" if tile == [1, 1] else f" Each cell shows the largest element of a tile of {tile[0]} x {tile[1]}."
+    caption = (
+        f"{shape_text(original)} from {significant(low)} to {significant(high)}; "
+        f"integers from {quantized.min():.0f} to {quantized.max():.0f}; "
+        f"mean squared error {significant(error.square().mean().item())}. "
+        f"Largest error, boxed, at {list(worst)}: {significant(original[worst].item())} "
+        f"came back as {significant(dequantized[worst].item())}.{shown}"
+    )
+    return Picture(figure, caption)
+
+
+def tile_representatives(original, tile):
+    """For each tile of a matrix, the flat index of its element of the largest magnitude; (tiles down, tiles across)."""
+    index = torch.arange(original.numel()).reshape(original.shape)
+    fill = (0, -original.shape[1] % tile[1], 0, -original.shape[0] % tile[0])
+    magnitude, index = (
+        torch.nn.functional.pad(t, fill, value=-1).unfold(0, tile[0], tile[0]).unfold(1, tile[1], tile[1]).flatten(2)
+        for t in (original.abs(), index)
+    )
+    return index.gather(-1, magnitude.argmax(-1, keepdim=True)).squeeze(-1)
+
+
+def draw_heatmap(axis, title, cells, box, panel, colours, low, high, number_format):
+    """One panel: the elements of `panel` at the flat indices `cells`, a box around the cell at `box`, a colour bar."""
+    annotated = max(cells.shape) <= 8
+    seaborn.heatmap(
+        panel.flatten()[cells].numpy(),
+        ax=axis,
+        cmap=colours,
+        vmin=low,
+        vmax=high,
+        annot=annotated,
+        fmt=number_format,
+        square=True,
+        linewidths=1 if annotated else 0,
+        cbar_ax=axis.inset_axes([1.03, 0, 0.05, 1]),
+        xticklabels=annotated,
+        yticklabels=annotated,
+    )
+    axis.tick_params(length=0)
+    axis.set_title(title)
+    axis.add_patch(Rectangle((box[1], box[0]), 1, 1, fill=False, linewidth=2, edgecolor="red", clip_on=False))
+
+
+def significant(number, digits=4):
+    """A number with `digits` significant digits: as text for captions, where magnitudes differ widely."""
+    return f"{number:.{digits}g}" if number else "0"
+
+
+def shape_text(tensor):
+    """ "A 384 x 1536 matrix" for a matrix, "A vector of 4" for one row."""
+    return (
+        f"A {tensor.shape[0]} x {tensor.shape[1]} matrix" if tensor.shape[0] > 1 else f"A vector of {tensor.shape[1]}"
+    )
+
+
+def histogram(groups, title, xlabel, bins=80):
+    """Histograms of one or more tensors over the same bins, counts on a log scale so that outliers are seen.
+
+    Args:
+        groups: {label: tensor}.
+        title, xlabel: words over and under the picture.
+        bins: number of bins over the common range.
+
+    Returns:
+        a Picture.
+    """
+    data = {label: tensor.detach().double().flatten().numpy() for label, tensor in groups.items()}
+    low, high = min(d.min() for d in data.values()), max(d.max() for d in data.values())
+    figure, axis = new_figure(8, 3.2)
+    for (_, values), colour in zip(data.items(), seaborn.color_palette("colorblind"), strict=False):
+        axis.hist(values, bins=np.linspace(low, high, bins + 1), alpha=0.6, color=colour)
+    axis.set(title=title, xlabel=xlabel, ylabel="count", yscale="log")
+    if len(data) > 1:
+        axis.legend(list(data))
+    parts = [
+        f"{label}: {d.size} values from {significant(d.min())} to {significant(d.max())}, "
+        f"standard deviation {significant(d.std())}"
+        for label, d in data.items()
+    ]
+    return Picture(figure, f"{title}. " + "; ".join(parts) + ".")
+
+
+def curve(lines, title, xlabel, ylabel, logy=False):
+    """Lines through points, such as quality over size. `lines` is {label: [(x, y), …]}. Returns a Picture."""
+    figure, axis = new_figure(8, 3.6)
+    for (label, points), colour, marker in zip(
+        lines.items(), seaborn.color_palette("colorblind") * 2, "osD^vP*Xosd^vP*X", strict=False
+    ):
+        xs, ys = zip(*sorted(points), strict=True)
+        axis.plot(xs, ys, marker=marker, color=colour, label=label)
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log" if logy else "linear")
+    axis.grid(alpha=0.3)
+    if len(lines) > 1:
+        axis.legend()
+    parts = [f"{label}: {points_text(sorted(points))}" for label, points in lines.items()]
+    return Picture(figure, f"{title}: {ylabel} over {xlabel}. " + "; ".join(parts) + ".")
+
+
+def points_text(points):
+    """The points of a line in words: all of them if they are few, else the ends, the lowest and the highest."""
+
+    def at(x, y):
+        return f"{rounded(float(y), 3)} at {rounded(float(x), 2)}"
+
+    if len(points) <= 8:
+        return ", ".join(at(*point) for point in points)
+    lowest, highest = (pick(points, key=lambda point: point[1]) for pick in (min, max))
+    return f"from {at(*points[0])} to {at(*points[-1])}, lowest {at(*lowest)}, highest {at(*highest)}"
+
+
+def staircase(scale, zero_point, bits):
+    """The map from reals to integers as the staircase it is, and under it the error, a saw of half a step either way.
+
+    Args:
+        scale, zero_point: numbers, as for qlib.quantize.
+        bits: width of the integers; at 2 to 4 the steps can be counted.
+
+    Returns:
+        a Picture over the range of the integers and a quarter of it beyond either end.
+    """
+    qmin, qmax = quant_range(bits)
+    low, high = scale * (qmin - zero_point), scale * (qmax - zero_point)
+    margin = (high - low) / 4
+    reals = torch.linspace(low - margin, high + margin, 2001)
+    integers = quantize(reals, scale, zero_point, bits)
+    error = dequantize(integers, scale, zero_point) - reals
+    inside = error[(reals >= low - scale / 2) & (reals <= high + scale / 2)]
+    figure, (top, bottom) = new_figure(8, 4.6, rows=2, sharex=True, height_ratios=[2, 1])
+    blue, orange = seaborn.color_palette("colorblind")[:2]
+    top.plot(reals, integers, color=blue)
+    top.plot([0], [zero_point], "o", color=orange)
+    top.annotate("0.0 is the integer z", (0, zero_point), (8, -12), textcoords="offset points", color=orange)
+    top.set(title=f"{bits} bits, scale {scale:g}, zero point {zero_point}", ylabel="integer q")
+    bottom.plot(reals, error, color="firebrick")
+    bottom.axhspan(-scale / 2, scale / 2, color="grey", alpha=0.2)
+    bottom.set(xlabel="real number r", ylabel="error")
+    for axis in (top, bottom):
+        axis.axvspan(low - margin, low - scale / 2, color="firebrick", alpha=0.08)
+        axis.axvspan(high + scale / 2, high + margin, color="firebrick", alpha=0.08)
+    caption = (
+        f"Reals from {significant(low - margin)} to {significant(high + margin)} on the {qmax - qmin + 1} integers "
+        f"from {qmin} to {qmax}: each stair is one scale, {significant(scale)}, wide. "
+        f"Between {significant(low - scale / 2)} and {significant(high + scale / 2)} "
+        f"no error exceeds {significant(inside.abs().max().item(), 2)}, half a step; at the ends of the picture, where "
+        f"values are clipped (shaded), it has grown to {significant(error.abs().max().item(), 2)}."
+    )
+    return Picture(figure, caption)

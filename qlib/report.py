@@ -1,0 +1,137 @@
+"""What quantization cost and what it saved: true bytes, errors, and the helpers that show numbers rounded."""
+
+import pathlib
+
+import pandas
+import torch
+
+from qlib.tensor import QTensor
+
+# ---------------------------------------------------------------- bytes
+
+
+def state_dict_bytes(state_dict):
+    """Bytes that the tensors of a state dict take in memory; a storage that two names share counts once.
+
+    Args:
+        state_dict: {name: tensor}, as `model.state_dict()` gives it.
+
+    Returns:
+        int, bytes of the unique storages.
+    """
+    storages = {}
+    for tensor in state_dict.values():
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def quantized_bytes(tensors):
+    """Bytes of {name: tensor or QTensor}: packed integers, scales and zero points, and what was left as it was."""
+    plain = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, QTensor)}
+    return state_dict_bytes(plain) + sum(t.nbytes for t in tensors.values() if isinstance(t, QTensor))
+
+
+def file_bytes(path):
+    """Bytes on disk of a file, or of all the files in a folder."""
+    path = pathlib.Path(path)
+    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+
+
+def in_units(nbytes):
+    """Bytes in words, in powers of 1000 as disks and papers count them: 280000000000 is "280 GB"."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if nbytes < 999.5 or unit == "TB":
+            return f"{nbytes:.0f} {unit}" if unit == "bytes" or nbytes >= 99.95 else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+
+
+# ---------------------------------------------------------------- errors
+
+
+def quantization_error(original, dequantized):
+    """The mean squared error between a tensor and what came back of it, a float in the unit of `original` squared."""
+    return (original.float() - dequantized.float()).square().mean().item()
+
+
+def sqnr(original, dequantized):
+    """The signal-to-quantization-noise ratio in decibels: 10 log10 of signal power over error power; inf if equal."""
+    signal = original.double().square().sum()
+    noise = (original.double() - dequantized.double()).square().sum()
+    return (10 * torch.log10(signal / noise)).item()
+
+
+def cosine(reference, embeddings):
+    """The mean cosine between the rows of two (rows, features) tensors, a float: 1.0 where all directions agree."""
+    return torch.nn.functional.cosine_similarity(reference.double(), embeddings.double()).mean().item()
+
+
+def top1_agreement(reference, embeddings):
+    """The share of rows whose nearest other row (by cosine) is the same one in both tensors, a float in [0, 1]."""
+    return (nearest(reference) == nearest(embeddings)).double().mean().item()
+
+
+def nearest(embeddings):
+    """For each row of (rows, features), the index of the other row with the largest cosine; int64 of shape (rows,)."""
+    unit = torch.nn.functional.normalize(embeddings.double(), dim=-1)
+    return (unit @ unit.T).fill_diagonal_(-2).argmax(-1)
+
+
+# ---------------------------------------------------------------- showing numbers
+
+
+def rounded(value, digits=4):
+    """`value` (a number, a tensor, or a list of them) as text with `digits` decimals at most, and no negative zero.
+
+    Every result in a lesson is shown through this helper: the last bits of a float differ from one CPU to another,
+    and rounded they are the same.
+    """
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    if isinstance(value, float):
+        text = f"{value:.{digits}f}"
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+        return "0" if text in ("-0", "") else text
+    if isinstance(value, (list, tuple)):
+        if value and isinstance(value[0], (list, tuple)):
+            return matrix(value, digits)
+        return "[" + ", ".join(rounded(item, digits) for item in value) + "]"
+    return str(value)
+
+
+def matrix(rows, digits):
+    """A nested list as lines of right-aligned columns (deeper nestings one matrix after the other)."""
+    if rows[0] and isinstance(rows[0][0], (list, tuple)):
+        return "\n\n".join(matrix(row, digits) for row in rows)
+    cells = [[rounded(item, digits) for item in row] for row in rows]
+    width = max((len(cell) for row in cells for cell in row), default=0)
+    return "\n".join("[" + "  ".join(cell.rjust(width) for cell in row) + "]" for row in cells)
+
+
+def show(*values, digits=4, **named):
+    """Print values, rounded to `digits` decimals at most; named ones one a line behind their name."""
+    if values:
+        print(*(rounded(value, digits) for value in values))
+    width = max((len(name) for name in named), default=0)
+    for name, value in named.items():
+        text = rounded(value, digits)
+        print(f"{name.ljust(width)} =" + (f"\n{text}" if "\n" in text else f" {text}"))
+
+
+class Table:
+    """Rows of {column: value} as a table for the page, numbers rounded to `digits` decimals at most."""
+
+    def __init__(self, rows, digits=4):
+        self.frame = pandas.DataFrame([{key: rounded(value, digits) for key, value in row.items()} for row in rows])
+
+    def __repr__(self):
+        return self.frame.to_string(index=False)
+
+    def _repr_html_(self):
+        return self.frame.to_html(index=False, border=0)
+
+
+def table(rows, digits=4):
+    """A Table of `rows`, a list of {column: value}; what is missing in a row stays empty."""
+    columns = dict.fromkeys(key for row in rows for key in row)
+    return Table([{key: row.get(key, "") for key in columns} for row in rows], digits)

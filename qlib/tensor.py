@@ -1,0 +1,99 @@
+"""QTensor: a tensor as quantization leaves it - packed integers, their scales and zero points, and the scheme."""
+
+import torch
+
+from qlib.affine import choose_qparams, dequantize, expand_groups, quant_range, quantize
+from qlib.packing import pack, unpack
+from qlib.scheme import Scheme
+
+
+class QTensor:
+    """A quantized tensor. Its integers are kept packed: at 2 bits, four of them in a byte.
+
+    Args:
+        values: int8 tensor of values in quant_range(scheme.bits).
+        scale: float32, of shape (), (rows, 1), (1, columns) or (rows, groups), as `choose_qparams` gives it.
+        zero_point: int8, of the shape of `scale`, or a single 0 in symmetric mode.
+        scheme: the Scheme it was quantized with.
+    """
+
+    def __init__(self, values, scale, zero_point, scheme):
+        qmin, _ = quant_range(scheme.bits)
+        # Packing knows no sign: count up from the smallest value, so that -2 … 1 is written as 0 … 3.
+        self.packed = pack(torch.atleast_1d(values).to(torch.int16) - qmin, scheme.bits)
+        self.scale = scale
+        self.zero_point = zero_point
+        self.scheme = scheme
+        self.shape = values.shape
+
+    @classmethod
+    def from_packed(cls, packed, scale, zero_point, scheme, shape):
+        """A QTensor of `shape` from integers that are packed already, as a file holds them."""
+        qtensor = cls.__new__(cls)
+        qtensor.packed, qtensor.scale, qtensor.zero_point = packed, scale, zero_point
+        qtensor.scheme, qtensor.shape = scheme, torch.Size(shape)
+        return qtensor
+
+    @property
+    def values(self) -> torch.Tensor:
+        """The integers, int8, in the shape of the original tensor (unpacked anew at each call)."""
+        qmin, _ = quant_range(self.scheme.bits)
+        count = self.shape[-1] if self.shape else 1
+        codes = unpack(self.packed, self.scheme.bits, count)
+        return (codes.to(torch.int16) + qmin).to(torch.int8).reshape(self.shape)
+
+    def dequantize(self) -> torch.Tensor:
+        """The real numbers that the integers stand for, float32, in the shape of the original tensor."""
+        values = self.values
+        scale, zero_point = (expand_groups(q, values, self.scheme.group_size) for q in (self.scale, self.zero_point))
+        return dequantize(values, scale, zero_point)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed integers, the scales and, in asymmetric mode, the zero points."""
+        parts = [self.packed, self.scale] if self.scheme.symmetric else [self.packed, self.scale, self.zero_point]
+        return sum(part.numel() * part.element_size() for part in parts)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that one value costs in all, its share of the scales and zero points counted."""
+        return 8 * self.nbytes / max(self.shape.numel(), 1)
+
+    def __repr__(self):
+        return f"QTensor({tuple(self.shape)}, {self.scheme}, {self.nbytes} bytes)"
+
+
+def quantize_tensor(tensor, scheme, name="tensor"):
+    """Quantize `tensor` as `scheme` says.
+
+    Args:
+        tensor: real numbers of any floating dtype; (rows, columns), or any shape for per tensor and per row.
+        scheme: a Scheme.
+        name: what error messages call the tensor.
+
+    Returns:
+        a QTensor.
+
+    Raises:
+        TypeError: `tensor` is no floating-point tensor, or `scheme` no Scheme.
+        ValueError: a value is NaN or infinite; the message gives `name` and the index of the first.
+    """
+    check_quantizable(tensor, scheme, name)
+    scale, zero_point = choose_qparams(tensor, scheme)
+    columns_scale = expand_groups(scale, tensor, scheme.group_size)
+    columns_zero_point = expand_groups(zero_point, tensor, scheme.group_size)
+    values = quantize(tensor, columns_scale, columns_zero_point, scheme.bits)
+    return QTensor(values, scale, zero_point, scheme)
+
+
+def check_quantizable(tensor, scheme, name):
+    """Raise one clear error unless `tensor` holds finite real numbers and `scheme` is a Scheme."""
+    if not isinstance(scheme, Scheme):
+        raise TypeError(f"scheme must be a qlib.Scheme, such as Scheme(bits=8), not {scheme!r}")
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        kind = f"a {tensor.dtype} tensor" if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"
+        raise TypeError(f"{name} must be a tensor of floating-point numbers, not {kind}")
+    finite = torch.isfinite(tensor)
+    if not finite.all():
+        index = tuple((~finite).nonzero()[0].tolist())
+        raise ValueError(f"{name} cannot be quantized: the value at {list(index)} is {tensor[index].item()}")
