@@ -1,0 +1,5 @@
+"""`python -m qlib.exercises` prints the learner's progress."""
+
+from qlib.exercises import progress
+
+print(progress())

@@ -1,0 +1,38 @@
+"""Messages on the page: a compact card, readable in JupyterLab's light and dark themes, and the same words as text."""
+
+import html
+import re
+
+# The colour is an edge and a mark; the words keep the theme's own colour, so they can be read on any background.
+COLOURS = {"✓": "#2e9d4f", "✗": "#d9432f", "○": "#8a8f98", "→": "#3b82d0"}
+
+
+class Card:
+    """A message with a mark (✓ correct, ✗ incorrect, ○ not attempted, → a hint) and a title."""
+
+    def __init__(self, mark, title, message):
+        self.mark, self.title, self.message = mark, title, message
+
+    def __repr__(self):
+        return f"{self.mark} {self.title}" + (f"\n{self.message}" if self.message else "")
+
+    def _repr_html_(self):
+        colour = COLOURS[self.mark]
+        style = f"border-left: 4px solid {colour}; padding: 4px 12px; max-width: 52em; line-height: 1.5;"
+        title = f'<span style="color: {colour}; font-weight: bold;">{self.mark}</span> <b>{html.escape(self.title)}</b>'
+        body = re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(self.message)).replace("\n", "<br>")
+        return f'<div class="qlib-card" style="{style}">{title}<div>{body}</div></div>'
+
+
+def show_card(mark, title, message):
+    """Put a card on the page; outside a notebook, print its words."""
+    try:
+        from IPython import get_ipython
+        from IPython.display import display
+    except ImportError:
+        get_ipython = None
+    card = Card(mark, title, message)
+    if get_ipython is not None and get_ipython() is not None:
+        display(card)
+    else:
+        print(card)

@@ -1,0 +1,288 @@
+"""Decides whether an answer is right, and if not, names the first thing that is wrong with it."""
+
+import dataclasses
+import dis
+import inspect
+import numbers
+
+import numpy as np
+import torch
+
+from qlib.exercises import sandbox
+from qlib.exercises.exercise import Value
+from qlib.report import rounded
+
+CORRECT, INCORRECT, NOT_ATTEMPTED = "correct", "incorrect", "not attempted"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """An outcome and, where it is INCORRECT, the sentences that say why."""
+
+    outcome: str
+    message: str = ""
+
+
+def judge(exercise, answer):
+    """The Verdict on an answer, in the order: signature, each case's type, dtype, shape and values, the properties."""
+    if is_blank(answer):
+        return Verdict(NOT_ATTEMPTED)
+    check = judge_value if isinstance(exercise.key, Value) else judge_code
+    message = check(exercise, answer)
+    return Verdict(INCORRECT, message) if message else Verdict(CORRECT)
+
+
+def is_blank(answer):
+    """Whether an answer is still the stub: `...`, a function with a body of `...`, or a class of such functions."""
+    if inspect.isclass(answer):
+        methods = [f for f in vars(answer).values() if inspect.isfunction(f)]
+        return all(map(is_blank, methods))
+    if inspect.isfunction(answer):
+        return opcodes(answer) == opcodes(blank)
+    return answer is ...
+
+
+def blank(): ...
+
+
+def opcodes(function):
+    return [instruction.opname for instruction in dis.get_instructions(function)]
+
+
+# ---------------------------------------------------------------- values
+
+
+def judge_value(exercise, answer):
+    """A sentence that says what is wrong with a value, or None. A number, a tensor of it or an array will all do."""
+    expected, got = plain(exercise.answer), plain(answer)
+    if got is None:
+        return f"{exercise.name} is {kind(answer)}; the answer is {kind(exercise.answer)}."
+    if agree(expected, got):
+        return None
+    message = f"{exercise.name} is {rounded(got)}; that is not it."
+    for mistake in exercise.mistakes:
+        if agree(plain(mistake.answer), got):
+            return f"{message} That is what you get {mistake.diagnosis}."
+    return message
+
+
+def plain(value):
+    """Numbers, tensors and arrays, alone or in lists, as plain Python numbers and lists; None for anything else."""
+    if isinstance(value, (torch.Tensor, np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, (bool, numbers.Number, str)):
+        return value
+    if isinstance(value, dict):
+        value = list(value.items())
+    if isinstance(value, (list, tuple)):
+        items = [plain(item) for item in value]
+        return None if any(item is None for item in items) else items
+    return None
+
+
+def agree(expected, got):
+    """Whether plain values are equal, floats to one part in a million."""
+    if isinstance(expected, list) or isinstance(got, list):
+        both = isinstance(expected, list) and isinstance(got, list) and len(expected) == len(got)
+        return both and all(map(agree, expected, got))
+    if isinstance(expected, str) or isinstance(got, str):
+        return expected == got
+    return abs(expected - got) <= 1e-6 * abs(expected)
+
+
+# ---------------------------------------------------------------- functions and classes
+
+
+def judge_code(exercise, answer):
+    """Sentences that say what is wrong with a function or class, or None."""
+    message = wrong_signature(exercise, answer)
+    if message:
+        return message
+    for case in exercise.cases:
+        message = wrong_result(exercise, case, answer)
+        if message:
+            return join(f"With {case.label}: {message}", diagnosis(exercise, answer, case))
+    for held in exercise.properties:
+        message = broken(held, answer)
+        if message:
+            named = next((m for m in exercise.mistakes if broken(held, m.answer) == message), None)
+            return join(message, named and f"That is what you get {named.diagnosis}.")
+    return None
+
+
+def join(*sentences):
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def wrong_signature(exercise, answer):
+    """A sentence if the answer cannot be called the way the lesson calls it."""
+    wanted_kind = "class" if inspect.isclass(exercise.key) else "function"
+    if not (inspect.isclass(answer) if wanted_kind == "class" else inspect.isroutine(answer)):
+        return f"{exercise.name} should be a {wanted_kind}, but is {kind(answer)}."
+    if wanted_kind == "class":
+        return None
+    wanted, given = called_with(exercise), inspect.signature(answer).parameters
+    if list(given)[: len(wanted)] != wanted or any(
+        given[name].default is inspect.Parameter.empty for name in list(given)[len(wanted) :]
+    ):
+        return f"{exercise.name} takes ({', '.join(given)}), but the lesson calls it with ({', '.join(wanted)})."
+    return None
+
+
+def called_with(exercise):
+    """The names of the parameters that an answer must take: those without a default, and those that a case gives."""
+    signature = inspect.signature(exercise.key)
+    given = [signature.bind(*case.args, **case.kwargs).arguments for case in exercise.cases if case.use is None]
+    return [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.default is parameter.empty or any(name in arguments for arguments in given)
+    ]
+
+
+def call(case, answer):
+    """What an answer does on a case: a sandbox.Outcome."""
+    if case.use is None:
+        return sandbox.run(answer, *case.args, **case.kwargs)
+    return sandbox.run(lambda *args, **kwargs: case.use(answer, *args, **kwargs), *case.args, **case.kwargs)
+
+
+def wrong_result(exercise, case, answer):
+    """A sentence that names the first thing wrong with what an answer does on a case, or None."""
+    outcome = call(case, answer)
+    if outcome.error is not None:
+        return failure(outcome.error, answer)
+    expected = call(case, exercise.key).value
+    message = difference(exercise, case, expected, outcome.value)
+    if message is None and outcome.mutated:
+        return f"the result is right, but {exercise.name} changes the tensor it is given; it should leave it alone."
+    return message
+
+
+def failure(error, answer):
+    """A sentence for an exception."""
+    place = sandbox.where_it_failed(error, answer)
+    place = f" in your cell, {place}" if place else ""
+    if isinstance(error, sandbox.TooSlow):
+        return f"it was still running after {sandbox.TIME_LIMIT} seconds. Is there a loop that never ends?"
+    if isinstance(error, RecursionError):
+        return f"it calls itself without end{place}."
+    return f"it raised {type(error).__name__}{place}: {error}" + ("" if str(error).endswith(".") else ".")
+
+
+def difference(exercise, case, expected, got, part="result"):
+    """A sentence that names the first difference between two results: type, dtype, shape, then the first element."""
+    if isinstance(expected, tuple):
+        names = exercise.parts or tuple(f"item {i}" for i in range(len(expected)))
+        if not isinstance(got, tuple) or len(got) != len(expected):
+            return f"it should return {len(expected)} things, ({', '.join(names)}), but returned {kind(got)}."
+        found = (difference(exercise, case, e, g, name) for name, e, g in zip(names, expected, got, strict=True))
+        return next((message for message in found if message), None)
+    what = "it returned" if part == "result" else f"{part} is"
+    if got is None:
+        return f"{what} None. Is there a `return` at the end?"
+    if isinstance(expected, torch.Tensor):
+        return tensor_difference(exercise, case, expected, got, part, what)
+    if isinstance(expected, bool) or not isinstance(expected, numbers.Number):
+        return None if type(got) is type(expected) and got == expected else f"{what} {got!r}, expected {expected!r}."
+    if isinstance(got, bool) or not isinstance(got, numbers.Number):
+        return f"{what} {kind(got)}, expected {kind(expected)}."
+    if isinstance(expected, int) and not isinstance(got, numbers.Integral):
+        return f"{what} {got!r}, which is {kind(got)}; expected a whole number (an int), {expected}."
+    return None if agree(expected, got) else f"{what} {rounded(got)}, expected {rounded(expected)}."
+
+
+def tensor_difference(exercise, case, expected, got, part, what):
+    """The first difference between a tensor and what came in its place."""
+    if not isinstance(got, torch.Tensor):
+        return f"{what} {kind(got)}, expected a torch tensor."
+    integer_will_do = part in exercise.any_integer and not got.is_floating_point() and got.dtype is not torch.bool
+    if got.dtype != expected.dtype and not integer_will_do:
+        return f"{what} a tensor of {short(got.dtype)}, expected {short(expected.dtype)}."
+    if got.shape != expected.shape:
+        return f"{what} a tensor of shape {tuple(got.shape)}, expected {tuple(expected.shape)}."
+    wrong = differs(expected, got)
+    if not wrong.any():
+        return None
+    index = tuple(wrong.nonzero()[0].tolist())
+    place = f"{list(index)}: " if index else ""
+    place = place if part == "result" else f"{part} {place}".rstrip(": ") + ": "
+    how = exercise.explain(case.args, index) if exercise.explain and part == "result" else ""
+    how = f"{how}, " if how else ""
+    return f"{place}{how}expected {rounded(expected[index].item(), 6)}, got {rounded(got[index].item(), 6)}."
+
+
+def differs(expected, got):
+    """Where two tensors differ: integers at all, floats by more than one part in 100,000."""
+    if not expected.is_floating_point():
+        return expected.long() != got.long()
+    expected, got = expected.double(), got.double()
+    largest = expected.abs().max() if expected.numel() else 0
+    return ~((expected - got).abs() <= 1e-5 * expected.abs() + 1e-6 * largest)
+
+
+def broken(held, answer):
+    """What a property says of an answer: None if it holds, else a sentence."""
+    outcome = sandbox.run(lambda: held.holds(answer))
+    return failure(outcome.error, answer) if outcome.error is not None else outcome.value
+
+
+def diagnosis(exercise, answer, failing):
+    """The known mistake that does what the answer does, on every case or else on the failing one, as a sentence."""
+    got = [call(case, answer) for case in exercise.cases]
+    at = exercise.cases.index(failing)
+    on_failing = []
+    for mistake in exercise.mistakes:
+        does = [call(case, mistake.answer) for case in exercise.cases]
+        if all(map(alike, does, got)):
+            return f"That is what you get {mistake.diagnosis}."
+        if alike(does[at], got[at]):
+            on_failing.append(mistake)
+    return f"That is what you get {on_failing[0].diagnosis}." if len(on_failing) == 1 else None
+
+
+def alike(a, b):
+    """Whether two outcomes are the same: the same error, or the same result to within rounding."""
+    if a.error is not None or b.error is not None:
+        return type(a.error) is type(b.error) and str(a.error) == str(b.error)
+    return a.mutated == b.mutated and alike_values(a.value, b.value)
+
+
+def alike_values(a, b):
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(alike_values, a, b))
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and not differs(a, b).any()
+    if isinstance(a, numbers.Number) and isinstance(b, numbers.Number):
+        return type(a) is type(b) and agree(a, b)
+    return type(a) is type(b) and plain(a) is not None and plain(a) == plain(b)
+
+
+# ---------------------------------------------------------------- words
+
+
+def kind(value):
+    """What a value is, in words a beginner knows."""
+    if value is None:
+        return "None"
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, np.ndarray):
+        return "a NumPy array"
+    if isinstance(value, bool):
+        return "True or False"
+    if isinstance(value, int):
+        return "a whole number (an int)"
+    if isinstance(value, float):
+        return "a float"
+    if isinstance(value, str):
+        return "text (a str)"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)}"
+    if inspect.isfunction(value):
+        return "a function"
+    return f"a {type(value).__name__}"
+
+
+def short(dtype):
+    return str(dtype).removeprefix("torch.")
