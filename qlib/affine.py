@@ -117,9 +117,22 @@ def block_range(tensor, scheme):
         groups = split_groups(tensor, scheme.group_size)
         return groups.amin(-1), groups.amax(-1)
     if tensor.ndim == 1:
-        low, high = block_range(tensor.unsqueeze(0), scheme)
+        low, high = channel_range(tensor.unsqueeze(0), scheme.axis)
         return low.squeeze(0), high.squeeze(0)
-    others = [dim for dim in range(tensor.ndim) if dim != scheme.axis]
+    return channel_range(tensor, scheme.axis)
+
+
+def channel_range(tensor, axis):
+    """The smallest and the largest value of each channel: of each row for axis 0, of each column for axis 1.
+
+    Args:
+        tensor: (rows, columns) or more dimensions.
+        axis: the dimension whose slices are the channels.
+
+    Returns:
+        (low, high), of the shape of `tensor` with every dimension but `axis` shrunk to 1, so that they broadcast.
+    """
+    others = [dim for dim in range(tensor.ndim) if dim != axis]
     return tensor.amin(others, keepdim=True), tensor.amax(others, keepdim=True)
 
 

@@ -2,10 +2,13 @@
 
 import hashlib
 import importlib.util
+import itertools
 import pathlib
 
 import torch
 import transformers
+
+from qlib.checkpoint import load_tensors
 
 DATA = pathlib.Path(__file__).parent.parent / "data"
 
@@ -67,6 +70,60 @@ def embed(model, tokenizer, sentences, batch_size=64):
 def load_sentences():
     """The course's own list of about 200 English sentences, in pairs that mean nearly the same."""
     return (DATA / "sentences.txt").read_text(encoding="utf-8").splitlines()
+
+
+def load_digits():
+    """The 1797 handwritten digits that ship inside scikit-learn, cut into two parts that never change.
+
+    Every fifth picture, the first one included, is held out: 360 to measure on and 1437 to train on.
+
+    Returns:
+        (train, held_out), each a pair (pictures, labels): float32 of shape (n, 8, 8), from 0 (paper) to 1 (ink) in
+        sixteenths, and int64 of shape (n,), from 0 to 9.
+    """
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
+    pictures, labels = torch.from_numpy(digits.images).float() / 16, torch.from_numpy(digits.target).long()
+    held_out = torch.arange(len(labels)) % 5 == 0
+    return (pictures[~held_out], labels[~held_out]), (pictures[held_out], labels[held_out])
+
+
+def small_net(*sizes):
+    """A fully connected net with a ReLU between its layers; small_net(64, 16, 10) turns 64 pixels into 10 scores."""
+    layers = [torch.nn.Flatten()]
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
+    return torch.nn.Sequential(*layers[:-1])
+
+
+def load_small_net(name, seed=0):
+    """One of the small nets that scripts/train_digits.py trained on the digits; its card is data/digits/README.md.
+
+    Args:
+        name: a file of data/digits: "teacher", or "student-labels-144", "student-teacher-144", "student-labels-1437",
+            "student-teacher-1437", which say what a student learnt from and on how many pictures.
+        seed: which of the file's nets, 0 to 9 for a student; the teacher has but one.
+
+    Returns:
+        a `small_net` in evaluation mode, float32.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        IndexError: the file holds fewer nets.
+    """
+    stacked = load_tensors(DATA / "digits" / f"{name}.safetensors")
+    weights = {key: tensor[seed].clone() for key, tensor in stacked.items()}
+    matrices = [weights[key] for key in sorted(weights) if weights[key].ndim == 2]
+    net = small_net(matrices[0].shape[1], *(len(matrix) for matrix in matrices))
+    net.load_state_dict(weights)
+    return net.eval().requires_grad_(False)
+
+
+def accuracy(net, pictures, labels):
+    """The share of pictures for which the largest of the net's scores is the right one's: a float from 0 to 1."""
+    with torch.inference_mode():
+        return (net(pictures).argmax(-1) == labels).double().mean().item()
 
 
 def quiet_loading():

@@ -5,7 +5,7 @@ import pathlib
 import pandas
 import torch
 
-from qlib.tensor import QTensor
+from qlib.tensor import plain_tensors
 
 # ---------------------------------------------------------------- bytes
 
@@ -27,15 +27,19 @@ def state_dict_bytes(state_dict):
 
 
 def quantized_bytes(tensors):
-    """Bytes of {name: tensor or QTensor}: packed integers, scales and zero points, and what was left as it was."""
-    plain = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, QTensor)}
-    return state_dict_bytes(plain) + sum(t.nbytes for t in tensors.values() if isinstance(t, QTensor))
+    """Bytes of {name: tensor or QTensor}: packed integers, scales and zero points, and what was left as it was.
+
+    What two names share counts once.
+    """
+    return state_dict_bytes(dict(enumerate(tensor for _, tensor in plain_tensors(tensors))))
 
 
 def file_bytes(path):
-    """Bytes on disk of a file, or of all the files in a folder."""
+    """Bytes on disk of a file, or of all the files in a folder; FileNotFoundError if there is neither."""
     path = pathlib.Path(path)
-    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size
 
 
 def in_units(nbytes):
@@ -58,7 +62,7 @@ def sqnr(original, dequantized):
     """The signal-to-quantization-noise ratio in decibels: 10 log10 of signal power over error power; inf if equal."""
     signal = original.double().square().sum()
     noise = (original.double() - dequantized.double()).square().sum()
-    return (10 * torch.log10(signal / noise)).item()
+    return (10 * torch.log10(signal / noise)).item() if noise else float("inf")
 
 
 def cosine(reference, embeddings):
@@ -81,12 +85,12 @@ def nearest(embeddings):
 
 
 def rounded(value, digits=4):
-    """`value` (a number, a tensor, or a list of them) as text with `digits` decimals at most, and no negative zero.
+    """`value` (a number, a tensor, an array, or a list of them) as text with `digits` decimals at most, and no negative zero.
 
     Every result in a lesson is shown through this helper: the last bits of a float differ from one CPU to another,
     and rounded they are the same.
     """
-    if isinstance(value, torch.Tensor):
+    if hasattr(value, "tolist"):  # tensors, and NumPy's arrays and numbers
         value = value.tolist()
     if isinstance(value, float):
         text = f"{value:.{digits}f}"

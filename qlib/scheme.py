@@ -29,7 +29,7 @@ class Scheme:
             raise ValueError(f"bits must be a whole number from 2 to 8, not {self.bits!r}")
         if type(self.symmetric) is not bool:
             raise TypeError(f"symmetric must be True or False, not {self.symmetric!r}")
-        if self.axis not in (None, 0, 1) or type(self.axis) is bool:
+        if self.axis is not None and (type(self.axis) is not int or self.axis not in (0, 1)):
             raise ValueError(f"axis must be None (per tensor), 0 (per row) or 1 (per column), not {self.axis!r}")
         if self.group_size is not None:
             if type(self.group_size) is not int or self.group_size < 1:

@@ -2,9 +2,12 @@
 
 import torch
 
-from qlib.affine import choose_qparams, dequantize, expand_groups, quant_range, quantize
+from qlib.affine import block_range, choose_qparams, dequantize, expand_groups, quant_range, quantize
 from qlib.packing import pack, unpack
 from qlib.scheme import Scheme
+
+# Up to this magnitude neither the width of a range nor a value half a step outside it overflows float32.
+LARGEST = torch.finfo(torch.float32).max / 2
 
 
 class QTensor:
@@ -20,7 +23,9 @@ class QTensor:
     def __init__(self, values, scale, zero_point, scheme):
         qmin, _ = quant_range(scheme.bits)
         # Packing knows no sign: count up from the smallest value, so that -2 … 1 is written as 0 … 3.
-        self.packed = pack(torch.atleast_1d(values).to(torch.int16) - qmin, scheme.bits)
+        packed = pack(torch.atleast_1d(values).to(torch.int16) - qmin, scheme.bits)
+        # What pack returns may be a view of more memory than it shows; a copy takes the bytes it shows.
+        self.packed = packed.clone(memory_format=torch.contiguous_format)
         self.scale = scale
         self.zero_point = zero_point
         self.scheme = scheme
@@ -28,11 +33,22 @@ class QTensor:
 
     @classmethod
     def from_packed(cls, packed, scale, zero_point, scheme, shape):
-        """A QTensor of `shape` from integers that are packed already, as a file holds them."""
+        """A QTensor of `shape` from integers that are packed already, as a file holds them.
+
+        Raises:
+            ValueError: a part has not the dtype or the shape that `scheme` and `shape` ask for.
+        """
         qtensor = cls.__new__(cls)
         qtensor.packed, qtensor.scale, qtensor.zero_point = packed, scale, zero_point
         qtensor.scheme, qtensor.shape = scheme, torch.Size(shape)
+        check_parts(qtensor)
         return qtensor
+
+    @property
+    def parts(self) -> dict[str, torch.Tensor]:
+        """What there is to store, by name: the packed integers, the scales and, in asymmetric mode, the zero points."""
+        parts = {"packed": self.packed, "scale": self.scale}
+        return parts if self.scheme.symmetric else parts | {"zero_point": self.zero_point}
 
     @property
     def values(self) -> torch.Tensor:
@@ -51,8 +67,7 @@ class QTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the packed integers, the scales and, in asymmetric mode, the zero points."""
-        parts = [self.packed, self.scale] if self.scheme.symmetric else [self.packed, self.scale, self.zero_point]
-        return sum(part.numel() * part.element_size() for part in parts)
+        return sum(part.numel() * part.element_size() for part in self.parts.values())
 
     @property
     def bits_per_weight(self) -> float:
@@ -76,9 +91,11 @@ def quantize_tensor(tensor, scheme, name="tensor"):
 
     Raises:
         TypeError: `tensor` is no floating-point tensor, or `scheme` no Scheme.
-        ValueError: a value is NaN or infinite; the message gives `name` and the index of the first.
+        ValueError: a value is NaN, infinite or too large for float32 to calculate with; the message gives `name`
+            and the index of the first.
     """
     check_quantizable(tensor, scheme, name)
+    tensor = tensor.detach()  # a scale with a gradient would keep the whole tensor alive
     scale, zero_point = choose_qparams(tensor, scheme)
     columns_scale = expand_groups(scale, tensor, scheme.group_size)
     columns_zero_point = expand_groups(zero_point, tensor, scheme.group_size)
@@ -93,7 +110,38 @@ def check_quantizable(tensor, scheme, name):
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
         kind = f"a {tensor.dtype} tensor" if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"
         raise TypeError(f"{name} must be a tensor of floating-point numbers, not {kind}")
-    finite = torch.isfinite(tensor)
-    if not finite.all():
-        index = tuple((~finite).nonzero()[0].tolist())
-        raise ValueError(f"{name} cannot be quantized: the value at {list(index)} is {tensor[index].item()}")
+    usable = tensor.float().abs() <= LARGEST  # False for NaN as well
+    if not usable.all():
+        index = tuple((~usable).nonzero()[0].tolist())
+        raise ValueError(
+            f"{name} cannot be quantized: the value at {list(index)} is {tensor[index].item()}; "
+            f"values must be finite and no larger than {LARGEST:.1e}"
+        )
+
+
+def check_parts(qtensor):
+    """Raise one clear error unless the parts of a QTensor are those of its scheme and shape."""
+    shape, scheme = qtensor.shape, qtensor.scheme
+    rows, columns = (shape[:-1], shape[-1]) if shape else ((), 1)
+    packed_shape = (*rows, (columns * scheme.bits + 7) // 8)
+    if qtensor.packed.dtype != torch.uint8 or qtensor.packed.shape != packed_shape:
+        raise ValueError(
+            f"packed is {qtensor.packed.dtype} of shape {tuple(qtensor.packed.shape)}; "
+            f"{tuple(shape)} at {scheme.bits} bits needs torch.uint8 of {packed_shape}"
+        )
+    scale_shape = block_range(torch.empty(shape, device="meta"), scheme)[0].shape
+    for part in qtensor.parts.keys() - {"packed"}:
+        found = tuple(qtensor.parts[part].shape)
+        if found != scale_shape:
+            raise ValueError(f"{part} is of shape {found}; {tuple(shape)}, {scheme}, needs {tuple(scale_shape)}")
+    if not qtensor.scale.is_floating_point():
+        raise ValueError(f"scale is {qtensor.scale.dtype}, not a floating-point tensor")
+
+
+def plain_tensors(tensors):
+    """{name: tensor or QTensor} with each QTensor "w" taken apart: pairs such as ("w.packed", tensor)."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, QTensor):
+            yield from ((f"{name}.{part}", stored) for part, stored in tensor.parts.items())
+        else:
+            yield name, tensor
