@@ -110,7 +110,7 @@ def block_range(tensor, scheme):
     A vector counts as one row. An empty tensor has the range (0, 0).
     """
     if tensor.numel() == 0:
-        tensor = torch.zeros([max(size, 1) for size in tensor.shape])
+        tensor = tensor.new_zeros([max(size, 1) for size in tensor.shape])
     if scheme.axis is None or tensor.ndim == 0:
         return tensor.amin(), tensor.amax()
     if scheme.group_size is not None:

@@ -240,3 +240,88 @@ def staircase(scale, zero_point, bits):
         f"values are clipped (shaded), it has grown to {significant(error.abs().max().item(), 2)}."
     )
     return Picture(figure, caption)
+
+
+def rulers(tensor, choices, title=""):
+    """The numbers of a tensor on the real line and, under them, rulers: the reals that the integers of a map stand for.
+
+    On a ruler, the marks that the numbers can use are blue, those that lie beyond them grey, and a stretch of the
+    numbers' range that no mark reaches is red. A tick stands for every mark, or for every few if they are dense.
+
+    Args:
+        tensor: real numbers, any shape.
+        choices: {label: (scale, zero_point, bits)}, one ruler each. A zero point that is no integer of the range
+            shows as a 0.0 without a mark.
+        title: words over the picture.
+
+    Returns:
+        a Picture.
+    """
+    numbers = tensor.detach().double().flatten()
+    choices = {label: (float(scale), float(zero_point), bits) for label, (scale, zero_point, bits) in choices.items()}
+    ends = [end for choice in choices.values() for end in reach(*choice)] + [numbers.min().item(), numbers.max().item(), 0.0]
+    width = max(ends) - min(ends)
+    figure, axis = new_figure(8, 0.9 + 0.75 * (len(choices) + 1))
+    axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
+    axis.plot(numbers, torch.zeros_like(numbers), "|" if len(numbers) > 64 else "o", color="black", markersize=6, clip_on=False)
+    axis.text(min(ends), -0.22, f"{len(numbers)} numbers", va="bottom", fontsize=9)
+    for row, (label, choice) in enumerate(choices.items(), start=1):
+        draw_ruler(axis, row, numbers, choice, width)
+        axis.text(min(ends), row - 0.22, label, va="bottom", fontsize=9)
+    axis.set(title=title, xlabel="real number", ylim=(len(choices) + 0.6, -0.6), yticks=[])
+    axis.spines["left"].set_visible(False)
+    parts = [f"{label}: {ruler_text(numbers, *choice)}" for label, choice in choices.items()]
+    span = f"{len(numbers)} numbers from {significant(numbers.min().item())} to {significant(numbers.max().item())}"
+    return Picture(figure, f"{span}. " + " ".join(parts))
+
+
+def reach(scale, zero_point, bits):
+    """The real numbers that the smallest and the largest integer stand for."""
+    qmin, qmax = quant_range(bits)
+    return scale * (qmin - zero_point), scale * (qmax - zero_point)
+
+
+def draw_ruler(axis, row, numbers, choice, width):
+    """One ruler of `rulers`, at height `row` of an axis that is `width` wide in the unit of the numbers."""
+    scale, zero_point, bits = choice
+    qmin, qmax = quant_range(bits)
+    first, last = reach(*choice)
+    low, high = numbers.min().item(), numbers.max().item()
+    every = 1
+    while every * scale < width / 160 and every < qmax - qmin:
+        every *= 2
+    marks = torch.arange(qmin, qmax + 1, every, dtype=torch.float64)
+    reals = scale * (marks - zero_point)
+    used = (reals >= low - scale / 2) & (reals <= high + scale / 2)
+    axis.plot([first, last], [row, row], color="grey", linewidth=0.8)
+    for chosen, colour in ((~used, "darkgrey"), (used, seaborn.color_palette("colorblind")[0])):
+        axis.plot(reals[chosen], torch.full_like(reals[chosen], row), "|", color=colour, markersize=10)
+    for start, end in ((low, min(first, high)), (max(last, low), high)):
+        if end - start > scale / 2:
+            axis.plot([start, end], [row, row], color="firebrick", linewidth=4, alpha=0.6, solid_capstyle="butt")
+    placed = []
+    for mark in [*([zero_point] if is_mark(zero_point, bits) else []), qmin, qmax, *marks.tolist()]:
+        at = scale * (mark - zero_point)
+        if all(abs(at - other) > 0.045 * width for other in placed) and (bits <= 4 or len(placed) < 3):
+            placed.append(at)
+            weight = "bold" if mark == zero_point else "normal"
+            axis.text(at, row + 0.17, f"{mark:.0f}", ha="center", va="top", fontsize=8, fontweight=weight)
+
+
+def is_mark(zero_point, bits):
+    """Whether a zero point is an integer that `bits` bits can hold."""
+    qmin, qmax = quant_range(bits)
+    return zero_point == round(zero_point) and qmin <= zero_point <= qmax
+
+
+def ruler_text(numbers, scale, zero_point, bits):
+    """A ruler of `rulers` in words: how far it reaches, its step, where 0.0 lies, what it misses and what it wastes."""
+    (qmin, qmax), (first, last) = quant_range(bits), reach(scale, zero_point, bits)
+    reals = scale * (torch.arange(qmin, qmax + 1).double() - zero_point)
+    spare = ((reals < numbers.min() - scale / 2) | (reals > numbers.max() + scale / 2)).sum().item()
+    clipped = ((numbers < first - scale / 2) | (numbers > last + scale / 2)).sum().item()
+    zero = f"0.0 is the integer {zero_point:.0f}" if is_mark(zero_point, bits) else "0.0 has no integer of its own"
+    return (
+        f"{len(reals)} marks from {significant(first)} to {significant(last)}, {significant(scale)} apart; {zero}; "
+        f"{clipped} of {len(numbers)} numbers clipped, {spare} marks unused."
+    )
