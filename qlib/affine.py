@@ -156,7 +156,9 @@ def expand_groups(qparam, tensor, group_size=None):
     Raises:
         ValueError: the groups do not cover the columns.
     """
-    if not isinstance(qparam, torch.Tensor) or qparam.ndim == 0 or qparam.shape[-1] in (1, tensor.shape[-1]):
+    if not isinstance(qparam, torch.Tensor) or qparam.ndim < max(tensor.ndim, 1):
+        return qparam
+    if qparam.shape[-1] in (1, tensor.shape[-1]):
         return qparam
     columns, groups = tensor.shape[-1], qparam.shape[-1]
     if group_size is None:

@@ -134,9 +134,11 @@ def quiet_loading():
 class _QuietLoading:
     def __enter__(self):
         self.verbosity = transformers.logging.get_verbosity()
+        self.had_bar = transformers.logging.is_progress_bar_enabled()
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
 
     def __exit__(self, *error):
         transformers.logging.set_verbosity(self.verbosity)
-        transformers.logging.enable_progress_bar()
+        if self.had_bar:
+            transformers.logging.enable_progress_bar()

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from qlib.affine import dequantize, quant_range, quantize
-from qlib.report import rounded
+from qlib.report import fit_text, in_units, rounded, weight_bytes
 
 VALUES, ERRORS = "viridis", "RdBu_r"  # perceptual for values; diverging, centred on 0, for errors
 LARGEST_GRID = 48  # a matrix with more rows or columns than this is shown as tiles
@@ -243,7 +243,7 @@ def staircase(scale, zero_point, bits):
 
 
 def rulers(tensor, choices, title=""):
-    """The numbers of a tensor on the real line and, under them, rulers: the reals that the integers of a map stand for.
+    """The numbers of a tensor on the real line and, under them, rulers: the reals that a map's integers stand for.
 
     On a ruler, the marks that the numbers can use are blue, those that lie beyond them grey, and a stretch of the
     numbers' range that no mark reaches is red. A tick stands for every mark, or for every few if they are dense.
@@ -259,15 +259,16 @@ def rulers(tensor, choices, title=""):
     """
     numbers = tensor.detach().double().flatten()
     choices = {label: (float(scale), float(zero_point), bits) for label, (scale, zero_point, bits) in choices.items()}
-    ends = [end for choice in choices.values() for end in reach(*choice)] + [numbers.min().item(), numbers.max().item(), 0.0]
+    ends = [0.0, numbers.min().item(), numbers.max().item(), *(e for choice in choices.values() for e in reach(*choice))]
     width = max(ends) - min(ends)
     figure, axis = new_figure(8, 0.9 + 0.75 * (len(choices) + 1))
     axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
-    axis.plot(numbers, torch.zeros_like(numbers), "|" if len(numbers) > 64 else "o", color="black", markersize=6, clip_on=False)
-    axis.text(min(ends), -0.22, f"{len(numbers)} numbers", va="bottom", fontsize=9)
+    axis.plot(numbers, torch.zeros_like(numbers), "|" if len(numbers) > 64 else "o", color="black", markersize=6)
+    for number in {numbers.min().item(), numbers.max().item()}:
+        axis.text(number, -0.17, significant(number), ha="center", va="bottom", fontsize=8)
     for row, (label, choice) in enumerate(choices.items(), start=1):
         draw_ruler(axis, row, numbers, choice, width)
-        axis.text(min(ends), row - 0.22, label, va="bottom", fontsize=9)
+        axis.text(min(ends), row - 0.2, label, va="bottom", fontsize=9, backgroundcolor="white")
     axis.set(title=title, xlabel="real number", ylim=(len(choices) + 0.6, -0.6), yticks=[])
     axis.spines["left"].set_visible(False)
     parts = [f"{label}: {ruler_text(numbers, *choice)}" for label, choice in choices.items()]
@@ -290,7 +291,8 @@ def draw_ruler(axis, row, numbers, choice, width):
     every = 1
     while every * scale < width / 160 and every < qmax - qmin:
         every *= 2
-    marks = torch.arange(qmin, qmax + 1, every, dtype=torch.float64)
+    zero = [zero_point] if is_mark(zero_point, bits) else []
+    marks = torch.tensor([*range(qmin, qmax, every), *zero, qmax], dtype=torch.float64)
     reals = scale * (marks - zero_point)
     used = (reals >= low - scale / 2) & (reals <= high + scale / 2)
     axis.plot([first, last], [row, row], color="grey", linewidth=0.8)
@@ -299,13 +301,13 @@ def draw_ruler(axis, row, numbers, choice, width):
     for start, end in ((low, min(first, high)), (max(last, low), high)):
         if end - start > scale / 2:
             axis.plot([start, end], [row, row], color="firebrick", linewidth=4, alpha=0.6, solid_capstyle="butt")
-    placed = []
-    for mark in [*([zero_point] if is_mark(zero_point, bits) else []), qmin, qmax, *marks.tolist()]:
-        at = scale * (mark - zero_point)
-        if all(abs(at - other) > 0.045 * width for other in placed) and (bits <= 4 or len(placed) < 3):
-            placed.append(at)
-            weight = "bold" if mark == zero_point else "normal"
-            axis.text(at, row + 0.17, f"{mark:.0f}", ha="center", va="top", fontsize=8, fontweight=weight)
+    labelled = []
+    for mark in [*zero, qmin, qmax, *(range(qmin, qmax) if bits <= 4 else [])]:
+        real = scale * (mark - zero_point)
+        if all(abs(real - other) > 0.045 * width for other in labelled):
+            labelled.append(real)
+            style = {"fontweight": "bold", "backgroundcolor": "white"} if mark == zero_point else {}
+            axis.text(real, row + 0.2, f"{mark:.0f}", ha="center", va="top", fontsize=8, **style)
 
 
 def is_mark(zero_point, bits):
@@ -325,3 +327,149 @@ def ruler_text(numbers, scale, zero_point, bits):
         f"{len(reals)} marks from {significant(first)} to {significant(last)}, {significant(scale)} apart; {zero}; "
         f"{clipped} of {len(numbers)} numbers clipped, {spare} marks unused."
     )
+
+
+def byte_boxes(tensors):
+    """Small matrices side by side, each number drawn as the bytes that it takes, a box a byte.
+
+    Args:
+        tensors: {label: matrix of any dtype}.
+
+    Returns:
+        a Picture.
+    """
+    widths = [matrix.shape[1] * (matrix.element_size() + 0.5) for matrix in tensors.values()]
+    rows = max(matrix.shape[0] for matrix in tensors.values())
+    figure, axes = new_figure(8, 0.8 + 0.5 * rows, columns=len(tensors), width_ratios=widths)
+    parts = []
+    for axis, (label, matrix), width in zip(np.atleast_1d(axes), tensors.items(), widths, strict=True):
+        size, numbers = matrix.element_size(), matrix.flatten().tolist()
+        for index, colour in enumerate(seaborn.color_palette(VALUES, len(numbers))):
+            row, column = divmod(index, matrix.shape[1])
+            left = column * (size + 0.5)
+            for byte in range(size):
+                axis.add_patch(Rectangle((left + byte, row), 1, 0.8, facecolor=(*colour, 0.35), edgecolor="black"))
+            axis.text(left + size / 2, row + 0.4, significant(numbers[index]), ha="center", va="center")
+        axis.set(xlim=(-0.1, width), ylim=(rows, -0.1), aspect="equal", title=f"{label}: {matrix.nbytes} bytes")
+        axis.axis("off")
+        parts.append(f"{label}: {len(numbers)} numbers of {size} byte{'s' * (size > 1)} each, {matrix.nbytes} in all")
+    return Picture(figure, "Each box is a byte. " + "; ".join(parts) + ".")
+
+
+def memory_bars(sizes, memory, device):
+    """Bars of bytes against the memory of a device, drawn as a line; what does not fit is orange and hatched.
+
+    Args:
+        sizes: {label: bytes}.
+        memory: bytes.
+        device: its name.
+
+    Returns:
+        a Picture.
+    """
+    blue, orange = seaborn.color_palette("colorblind")[:2]
+    figure, axis = new_figure(8, 0.9 + 0.4 * len(sizes))
+    for place, (label, nbytes) in enumerate(sizes.items()):
+        fits = nbytes <= memory
+        axis.barh(place, nbytes / 1e9, color=blue if fits else orange, hatch="" if fits else "//", edgecolor="white")
+        axis.annotate(in_units(nbytes), (nbytes / 1e9, place), (5, 0), textcoords="offset points", va="center")
+    axis.axvline(memory / 1e9, color="black", linestyle="--")
+    axis.annotate(f" {device}", (memory / 1e9, -0.55), va="bottom")
+    axis.set(yticks=range(len(sizes)), yticklabels=list(sizes), xlabel="GB", ylim=(len(sizes) - 0.5, -1.1))
+    axis.margins(x=0.12)
+    fitting = [label for label, nbytes in sizes.items() if nbytes <= memory]
+    parts = ", ".join(f"{label} {in_units(nbytes)}" for label, nbytes in sizes.items())
+    verdict = f"What fits: {', '.join(fitting)}." if fitting else "None of them fits."
+    return Picture(figure, f"Bytes of the weights against the {in_units(memory)} of {device}: {parts}. {verdict}")
+
+
+def size_and_quality(points, title, xlabel, ylabel):
+    """Points with their names beside them, such as a model's size and quality at several widths. Returns a Picture.
+
+    Args:
+        points: {label: (x, y)}.
+        title, xlabel, ylabel: words over and beside the picture.
+    """
+    figure, axis = new_figure(8, 3.6)
+    for (label, (x, y)), colour in zip(points.items(), seaborn.color_palette("colorblind") * 2, strict=False):
+        axis.plot([x], [y], "o", color=colour, markersize=9)
+        axis.annotate(label, (x, y), (0, -16), textcoords="offset points", ha="center")
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axis.margins(x=0.1, y=0.2)
+    axis.grid(alpha=0.3)
+    parts = [f"{label}: {rounded(float(y), 3)} at {rounded(float(x), 2)}" for label, (x, y) in points.items()]
+    return Picture(figure, f"{title}: {ylabel} over {xlabel}. " + "; ".join(parts) + ".")
+
+
+# Memory as the makers' data sheets give it, in units of 10^9 bytes.
+DEVICES = {"a laptop with 8 GB": 8, "an NVIDIA T4": 16, "an NVIDIA RTX 4090": 24, "an NVIDIA A100": 80}
+
+
+class FitCalculator:
+    """The calculator that `fit_calculator` returns; `text` and `bars` are what it says and draws at the moment."""
+
+    def __init__(self, billions, bits, group_size, device):
+        import ipywidgets
+
+        look = {"style": {"description_width": "11em"}, "layout": {"width": "32em"}}
+        sizes = sorted({0.1, 0.5, 1, 3, 7, 8, 13, 34, 70, 180, 405, billions})
+        self.billions = ipywidgets.SelectionSlider(options=sizes, value=billions, description="billions of weights", **look)
+        self.bits = ipywidgets.SelectionSlider(
+            options=[2, 3, 4, 8, 16, 32], value=bits, description="bits a weight", **look
+        )
+        self.group_size = ipywidgets.Dropdown(
+            options={"one scale for very many": None, "32": 32, "64": 64, "128": 128},
+            value=group_size,
+            description="weights in a group",
+            **look,
+        )
+        self.device = ipywidgets.Dropdown(options=list(DEVICES), value=device, description="memory of", **look)
+        self.bars = ipywidgets.HTML()
+        self.controls = [self.billions, self.bits, self.group_size, self.device]
+        for control in self.controls:
+            control.observe(self.update, names="value")
+        self.widget = ipywidgets.VBox([*self.controls, self.bars])
+        self.update()
+
+    def update(self, change=None):
+        """Follow the controls."""
+        count, memory = round(self.billions.value * 1e9), DEVICES[self.device.value] * 10**9
+        self.group_size.disabled = self.bits.value >= 16  # a float carries its own scale
+        group_size = None if self.group_size.disabled else self.group_size.value
+        nbytes = weight_bytes(count, self.bits.value, group_size)
+        self.text = fit_text(count, self.bits.value, group_size, memory, self.device.value)
+        # Bars in HTML and not a drawn figure: they follow a slider at once, and take the theme's colours.
+        longest = max(nbytes, memory)
+        colour = "#0173b2" if nbytes <= memory else "#de8f05"
+        rows = [("weights", nbytes, colour), ("memory", memory, "#8a8f98")]
+        bars = "".join(
+            f'<div style="display: flex; align-items: center; margin: 3px 0"><span style="width: 5em">{label}</span>'
+            f'<span style="width: {25 * size / longest:.2f}em; height: 1.2em; background: {fill}"></span>'
+            f'<span style="margin-left: 0.5em">{in_units(size)}</span></div>'
+            for label, size, fill in rows
+        )
+        self.bars.value = f'<div aria-hidden="true">{bars}</div><div role="status">{self.text}</div>'
+
+    def _ipython_display_(self):
+        from IPython.display import display
+
+        # In a saved notebook the widget is gone with its kernel: the words stay.
+        display(self.widget._repr_mimebundle_() | {"text/plain": self.text}, raw=True)
+
+    def __repr__(self):
+        return self.text
+
+
+def fit_calculator(billions=70, bits=4, group_size=64, device="an NVIDIA T4"):
+    """Sliders that tell whether a model's weights fit into a device's memory. Needs a running notebook to move.
+
+    Args:
+        billions: of weights, to begin with.
+        bits: 2, 3, 4, 8, 16 or 32; floats at 16 and 32.
+        group_size: 32, 64, 128, or None for one scale for so many weights that it does not matter.
+        device: a key of DEVICES.
+
+    Returns:
+        a FitCalculator.
+    """
+    return FitCalculator(billions, bits, group_size, device)

@@ -11,19 +11,19 @@ from qlib.tensor import plain_tensors
 
 
 def state_dict_bytes(state_dict):
-    """Bytes that the tensors of a state dict take in memory; a storage that two names share counts once.
+    """Bytes that the tensors of a state dict keep in memory, each storage counted once, however many share it.
+
+    Tied weights are two names for one storage. A view keeps the whole storage that it looks into, and not just its
+    own part of it. Tensors on the meta device have no memory, and no address to tell them apart by.
 
     Args:
-        state_dict: {name: tensor}, as `model.state_dict()` gives it.
+        state_dict: {name: tensor}, as `model.state_dict()` gives it: any dtypes, buffers included.
 
     Returns:
-        int, bytes of the unique storages.
+        int, bytes.
     """
-    storages = {}
-    for tensor in state_dict.values():
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+    storages = [tensor.untyped_storage() for tensor in state_dict.values()]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def quantized_bytes(tensors):
@@ -40,6 +40,41 @@ def file_bytes(path):
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return path.stat().st_size
+
+
+def weight_bytes(count, bits, group_size=None, symmetric=False):
+    """Bytes of `count` weights of `bits` bits each, packed, with their scales and zero points, as a QTensor keeps them.
+
+    Args:
+        count: number of weights.
+        bits: width of a weight, 1 to 32.
+        group_size: weights that share a float32 scale (4 bytes) and, unless `symmetric`, an int8 zero point (1 byte);
+            None leaves them out, for floats, and where so many weights share a scale that its bytes do not matter.
+        symmetric: whether the zero point is 0 and need not be kept.
+
+    Returns:
+        int, bytes.
+    """
+    groups = 0 if group_size is None else -(-count // group_size)
+    return -(-count * bits // 8) + groups * (4 if symmetric else 5)
+
+
+def fit_text(count, bits, group_size, memory, device):
+    """Whether `count` weights fit into a memory, in words: their bytes, the bits of a weight, and what is left.
+
+    Args:
+        count, bits, group_size: as for `weight_bytes`.
+        memory: bytes of the device's memory.
+        device: its name, such as "an NVIDIA T4".
+    """
+    nbytes = weight_bytes(count, bits, group_size)
+    groups = "" if group_size is None else f" in groups of {group_size}"
+    cost = f"{rounded(count / 1e9, 1)} billion weights of {bits} bits{groups} take {in_units(nbytes)}"
+    more_or_less, verdict = ("more", "do not fit") if nbytes > memory else ("less", "fit")
+    return (
+        f"{cost}, {rounded(8 * nbytes / count, 2)} bits a weight. That is {in_units(abs(nbytes - memory))} {more_or_less} "
+        f"than the {rounded(memory / 1e9, 1)} GB of {device}: they {verdict}."
+    )
 
 
 def in_units(nbytes):
@@ -85,7 +120,7 @@ def nearest(embeddings):
 
 
 def rounded(value, digits=4):
-    """`value` (a number, a tensor, an array, or a list of them) as text with `digits` decimals at most, and no negative zero.
+    """`value` (a number, a tensor, an array or a list) as text with `digits` decimals at most and no negative zero.
 
     Every result in a lesson is shown through this helper: the last bits of a float differ from one CPU to another,
     and rounded they are the same.
