@@ -15,6 +15,7 @@ from qlib.report import fit_text, in_units, rounded, weight_bytes
 
 VALUES, ERRORS = "viridis", "RdBu_r"  # perceptual for values; diverging, centred on 0, for errors
 LARGEST_GRID = 48  # a matrix with more rows or columns than this is shown as tiles
+BLANK = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # behind words that a line would strike through
 
 
 class Picture:
@@ -264,11 +265,11 @@ def rulers(tensor, choices, title=""):
     figure, axis = new_figure(8, 0.9 + 0.75 * (len(choices) + 1))
     axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
     axis.plot(numbers, torch.zeros_like(numbers), "|" if len(numbers) > 64 else "o", color="black", markersize=6)
-    for number in {numbers.min().item(), numbers.max().item()}:
-        axis.text(number, -0.17, significant(number), ha="center", va="bottom", fontsize=8)
+    for number, side in ((numbers.min().item(), "right"), (numbers.max().item(), "left")):
+        axis.text(number, -0.17, significant(number), ha=side, va="bottom", fontsize=8)
     for row, (label, choice) in enumerate(choices.items(), start=1):
         draw_ruler(axis, row, numbers, choice, width)
-        axis.text(min(ends), row - 0.2, label, va="bottom", fontsize=9, backgroundcolor="white")
+        axis.text(min(ends), row - 0.2, label, va="bottom", fontsize=9, bbox=BLANK)
     axis.set(title=title, xlabel="real number", ylim=(len(choices) + 0.6, -0.6), yticks=[])
     axis.spines["left"].set_visible(False)
     parts = [f"{label}: {ruler_text(numbers, *choice)}" for label, choice in choices.items()]
@@ -306,7 +307,7 @@ def draw_ruler(axis, row, numbers, choice, width):
         real = scale * (mark - zero_point)
         if all(abs(real - other) > 0.045 * width for other in labelled):
             labelled.append(real)
-            style = {"fontweight": "bold", "backgroundcolor": "white"} if mark == zero_point else {}
+            style = {"fontweight": "bold", "bbox": BLANK} if mark == zero_point else {}
             axis.text(real, row + 0.2, f"{mark:.0f}", ha="center", va="top", fontsize=8, **style)
 
 

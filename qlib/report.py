@@ -72,7 +72,7 @@ def fit_text(count, bits, group_size, memory, device):
     cost = f"{rounded(count / 1e9, 1)} billion weights of {bits} bits{groups} take {in_units(nbytes)}"
     more_or_less, verdict = ("more", "do not fit") if nbytes > memory else ("less", "fit")
     return (
-        f"{cost}, {rounded(8 * nbytes / count, 2)} bits a weight. That is {in_units(abs(nbytes - memory))} {more_or_less} "
+        f"{cost}, {rounded(8 * nbytes / count, 3)} bits a weight. That is {in_units(abs(nbytes - memory))} {more_or_less} "
         f"than the {rounded(memory / 1e9, 1)} GB of {device}: they {verdict}."
     )
 

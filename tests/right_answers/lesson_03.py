@@ -2,6 +2,7 @@
 
 import torch
 
+
 def quantize_rounds_before_the_shift(tensor, scale, zero_point, bits=8):
     steps = torch.round(tensor / scale) + zero_point
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
