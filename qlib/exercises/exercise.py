@@ -3,6 +3,7 @@
 A lesson's exercises are in lesson_NN.py, each an `Exercise` under the id its notebook uses, such as "03.1".
 """
 
+import ast
 import collections
 import dataclasses
 import functools
@@ -100,11 +101,14 @@ class Exercise:
         return self.key.value if isinstance(self.key, Value) else self.key
 
     def solution(self):
-        """The key as code that runs when pasted into a lesson: the imports it needs, then qlib's own source."""
+        """The key as code that runs when pasted into a lesson: the imports it needs, then qlib's own source.
+
+        Of a docstring the first paragraph is shown; the rest is there to read in qlib.
+        """
         if isinstance(self.key, Value):
             return f"{self.name} = {self.key.expression}\n"
         imports = imports_of(self.key)
-        return imports + ("\n\n" if imports else "") + inspect.getsource(self.key)
+        return imports + ("\n\n\n" if imports else "") + with_short_docstrings(inspect.getsource(self.key))
 
 
 @functools.cache
@@ -140,6 +144,18 @@ def imports_of(key):
     return "\n".join(
         [*sorted(modules), *(f"from {module} import {', '.join(sorted(names[module]))}" for module in sorted(names))]
     )
+
+
+def with_short_docstrings(source):
+    """A piece of source whose docstrings end after their first paragraph."""
+    lines = source.splitlines(keepends=True)
+    for node in reversed(list(ast.walk(ast.parse(source)))):
+        docstring = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node)
+        if docstring and "\n\n" in docstring:
+            first, last = node.body[0].lineno, node.body[0].end_lineno
+            blank = next(i for i in range(first, last) if not lines[i].strip())
+            lines[blank - 1 : last] = [lines[blank - 1].rstrip() + '"""\n']
+    return "".join(lines)
 
 
 def names_in(code):
