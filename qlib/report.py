@@ -1,5 +1,6 @@
 """What quantization cost and what it saved: true bytes, errors, and the helpers that show numbers rounded."""
 
+import math
 import pathlib
 
 import pandas
@@ -59,6 +60,28 @@ def weight_bytes(count, bits, group_size=None, symmetric=False):
     return -(-count * bits // 8) + groups * (4 if symmetric else 5)
 
 
+def bits_per_weight(shape, scheme):
+    """Bits that one weight of a matrix costs in all, its share of the scales and zero points counted.
+
+    What a QTensor of that shape and scheme keeps, calculated without making one: each row packed on its own into
+    whole bytes, a float32 scale (4 bytes) for each block of weights that shares one, and in asymmetric mode an int8
+    zero point (1 byte) beside it.
+
+    Args:
+        shape: (rows, columns), at least one of each.
+        scheme: a Scheme.
+
+    Returns:
+        float, bits.
+    """
+    rows, columns = shape
+    groups_in_a_row = math.ceil(columns / (scheme.group_size or columns))
+    blocks = {None: 1, 0: rows * groups_in_a_row, 1: columns}[scheme.axis]
+    packed_bytes = rows * math.ceil(columns * scheme.bits / 8)
+    scale_bytes = blocks * (4 if scheme.symmetric else 5)
+    return 8 * (packed_bytes + scale_bytes) / (rows * columns)
+
+
 def fit_text(count, bits, group_size, memory, device):
     """Whether `count` weights fit into a memory, in words: their bytes, the bits of a weight, and what is left.
 
@@ -70,10 +93,11 @@ def fit_text(count, bits, group_size, memory, device):
     nbytes = weight_bytes(count, bits, group_size)
     groups = "" if group_size is None else f" in groups of {group_size}"
     cost = f"{rounded(count / 1e9, 1)} billion weights of {bits} bits{groups} take {in_units(nbytes)}"
+    difference = in_units(abs(nbytes - memory))
     more_or_less, verdict = ("more", "do not fit") if nbytes > memory else ("less", "fit")
     return (
-        f"{cost}, {rounded(8 * nbytes / count, 3)} bits a weight. That is {in_units(abs(nbytes - memory))} {more_or_less} "
-        f"than the {rounded(memory / 1e9, 1)} GB of {device}: they {verdict}."
+        f"{cost}, {rounded(8 * nbytes / count, 3)} bits a weight. That is {difference} {more_or_less} than the "
+        f"{rounded(memory / 1e9, 1)} GB of {device}: they {verdict}."
     )
 
 
@@ -116,6 +140,23 @@ def nearest(embeddings):
     return (unit @ unit.T).fill_diagonal_(-2).argmax(-1)
 
 
+def frontier(points):
+    """The points that are worth their price: no other costs no more and is better (the Pareto frontier).
+
+    Args:
+        points: {name: (cost, quality)}, quality the better the larger, such as bits per weight and SQNR.
+
+    Returns:
+        list of names, from the cheapest to the dearest. Each is better than all before it.
+    """
+    names, best = [], -math.inf
+    for name, (_, quality) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if quality > best:
+            names.append(name)
+            best = quality
+    return names
+
+
 # ---------------------------------------------------------------- showing numbers
 
 
@@ -150,7 +191,8 @@ def matrix(rows, digits):
 def show(*values, digits=4, **named):
     """Print values, rounded to `digits` decimals at most; named ones one a line behind their name."""
     if values:
-        print(*(rounded(value, digits) for value in values))
+        texts = [rounded(value, digits) for value in values]
+        print(*texts, sep="\n\n" if any("\n" in text for text in texts) else " ")
     width = max((len(name) for name in named), default=0)
     for name, value in named.items():
         text = rounded(value, digits)

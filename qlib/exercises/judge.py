@@ -81,11 +81,13 @@ def plain(value):
 
 
 def agree(expected, got):
-    """Whether plain values are equal, floats to one part in a million."""
+    """Whether plain values are equal: whole numbers to the last digit, floats to one part in a million."""
     if isinstance(expected, list) or isinstance(got, list):
         both = isinstance(expected, list) and isinstance(got, list) and len(expected) == len(got)
         return both and all(map(agree, expected, got))
     if isinstance(expected, str) or isinstance(got, str):
+        return expected == got
+    if isinstance(expected, int):
         return expected == got
     return abs(expected - got) <= 1e-6 * abs(expected)
 
@@ -209,7 +211,7 @@ def tensor_difference(exercise, case, expected, got, part, what):
     place = place if part == "result" else f"{part} {place}".rstrip(": ") + ": "
     how = exercise.explain(case.args, index) if exercise.explain and part == "result" else ""
     how = f"{how}, " if how else ""
-    return f"{place}{how}expected {rounded(expected[index].item(), 6)}, got {rounded(got[index].item(), 6)}."
+    return f"{place}{how}expected {number(expected[index].item())}, got {number(got[index].item())}."
 
 
 def differs(expected, got):
@@ -282,6 +284,11 @@ def kind(value):
     if inspect.isfunction(value):
         return "a function"
     return f"a {type(value).__name__}"
+
+
+def number(value):
+    """A number as a message shows it: six decimals, or where it is small six significant digits."""
+    return f"{value:.6g}" if isinstance(value, float) and 0 < abs(value) < 0.001 else rounded(value, 6)
 
 
 def short(dtype):
