@@ -1,10 +1,12 @@
 """The lessons' real models and data, one loader each. Everything is on disk already; nothing reaches for a network."""
 
+import collections
 import hashlib
 import importlib.util
 import itertools
 import pathlib
 
+import safetensors.torch
 import torch
 import transformers
 
@@ -112,11 +114,42 @@ def load_small_net(name, seed=0):
         FileNotFoundError: there is no such file.
         IndexError: the file holds fewer nets.
     """
-    stacked = load_tensors(DATA / "digits" / f"{name}.safetensors")
+    stacked = safetensors.torch.load_file(DATA / "digits" / f"{name}.safetensors")
     weights = {key: tensor[seed].clone() for key, tensor in stacked.items()}
     matrices = [weights[key] for key in sorted(weights) if weights[key].ndim == 2]
     net = small_net(matrices[0].shape[1], *(len(matrix) for matrix in matrices))
     net.load_state_dict(weights)
+    return net.eval().requires_grad_(False)
+
+
+def digits_conv_net():
+    """A small convolutional net for the digits, with the random weights PyTorch gives it: 3,842 parameters.
+
+    Two convolutions, each with a batch norm and a ReLU after it, then a linear layer. It takes pictures of shape
+    (n, 8, 8) and gives scores of shape (n, 10); its layers go by the names that lesson 9 uses.
+    """
+    layers = {
+        "picture": torch.nn.Unflatten(1, (1, 8)),  # a channel of its own: (n, 8, 8) becomes (n, 1, 8, 8)
+        "conv1": torch.nn.Conv2d(1, 8, 3, padding=1, bias=False),
+        "bn1": torch.nn.BatchNorm2d(8),
+        "relu1": torch.nn.ReLU(),
+        "conv2": torch.nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False),
+        "bn2": torch.nn.BatchNorm2d(16),
+        "relu2": torch.nn.ReLU(),
+        "flatten": torch.nn.Flatten(),
+        "linear": torch.nn.Linear(256, 10),
+    }
+    return torch.nn.Sequential(collections.OrderedDict(layers))
+
+
+def load_digits_conv():
+    """The `digits_conv_net` that scripts/train_digits_conv.py trained; its card is data/digits_conv/README.md.
+
+    Returns:
+        a torch.nn.Sequential in evaluation mode, float32.
+    """
+    net = digits_conv_net()
+    net.load_state_dict(load_tensors(DATA / "digits_conv" / "net.safetensors"))
     return net.eval().requires_grad_(False)
 
 

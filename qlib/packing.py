@@ -1,8 +1,11 @@
 """Small integers side by side in bytes: the first value in the lowest bits, no bit left unused.
 
 At 2 bits a byte holds four values, at 4 bits two; at 3 bits eight values fill three bytes. Eight values of b bits
-are always b whole bytes, which is why both functions work on eight at a time and need no case for any width.
+are always b whole bytes, which is why `pack` and `unpack` work on eight at a time and need no case for any width.
+The functions below them read the bits of a number: signed integers in two's complement, and floats.
 """
+
+import math
 
 import torch
 
@@ -54,3 +57,50 @@ def unpack(packed, bits, count=None):
         word |= octets[..., i].long() << (8 * i)
     values = torch.stack([(word >> (i * bits)) & (2**bits - 1) for i in range(8)], dim=-1)
     return values.to(torch.uint8).flatten(-2)[..., :count]
+
+
+def from_twos_complement(codes, bits=8):
+    """Read unsigned codes of `bits` bits as signed integers: the top bit counts -2**(bits - 1), the others as ever.
+
+    It makes signed values of what `unpack` reads, where `pack` was given signed ones and kept their low bits.
+
+    Args:
+        codes: integers from 0 to 2**bits - 1, of any integer dtype and any shape.
+        bits: width of a code, 2 to 8.
+
+    Returns:
+        int8 tensor of the shape of `codes`, values from -2**(bits - 1) to 2**(bits - 1) - 1.
+    """
+    codes = codes.to(torch.int16)
+    return torch.where(codes >= 2 ** (bits - 1), codes - 2**bits, codes).to(torch.int8)
+
+
+def float_fields(tensor):
+    """The three fields of float32 numbers, as they are stored.
+
+    A number is (-1)**sign * 2**(exponent - 127) * (1 + fraction / 2**23), save where the exponent is 0 (zero and the
+    subnormals) or 255 (infinity and NaN): IEEE 754, section 3.4.
+
+    Args:
+        tensor: float32, any shape.
+
+    Returns:
+        (sign, exponent, fraction): int32 tensors of the shape of `tensor`; 0 or 1, 0 to 255, and 0 to 2**23 - 1.
+    """
+    bits = tensor.view(torch.int32)
+    return (bits >> 31) & 1, (bits >> 23) & 255, bits & (2**23 - 1)
+
+
+def field_widths(dtype):
+    """How many bits of a dtype's numbers are (sign, exponent, fraction); an integer's digits count as fraction."""
+    if dtype.is_floating_point:
+        fraction = round(-math.log2(torch.finfo(dtype).eps))
+        return 1, torch.finfo(dtype).bits - 1 - fraction, fraction
+    sign = int(dtype.is_signed)
+    return sign, 0, torch.iinfo(dtype).bits - sign
+
+
+def bit_string(number):
+    """The bits of a tensor of one number, as they are stored, the highest first: "10000001" for int8 -127."""
+    octets = number.reshape(1).view(torch.uint8).tolist()  # the lowest byte is first in memory
+    return "".join(f"{octet:08b}" for octet in reversed(octets))

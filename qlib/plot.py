@@ -454,9 +454,10 @@ def broadcast(tensor, scale):
         axis.axis("off")
     scales = f"{given.numel()} scales" if given.numel() > 1 else "a scale"
     caption = (
-        f"A {rows} x {columns} matrix divided by {scales} of shape {tuple(scale.shape)}, stretched to {rows} x {columns}: "
+        f"A {rows} x {columns} matrix divided by {scales} of shape {tuple(scale.shape)}: "
         f"the quotient goes from {significant(quotient.min().item())} to {significant(quotient.max().item())} steps. "
-        f"Row by row the scales are {'; '.join(rounded(row, 2) for row in given.broadcast_to(tensor.shape))}."
+        f"Row by row the stretched scales are "
+        f"{'; '.join(rounded(row, 2) for row in given.broadcast_to(tensor.shape))}."
     )
     return Picture(figure, caption)
 
@@ -486,8 +487,9 @@ def scales_in_a_matmul(outputs=3, inputs=4):
         if scaled:
             axis.text(inputs + 0.15, 0.5, "each times its scale,\nbefore the sums", va="center", fontsize=9)
         else:
-            axis.text(inputs + 0.15, 0.5, "each sum times its\nscale, afterwards", va="center", fontsize=9)
-        axis.set(xlim=(-0.1, inputs + 3), ylim=(outputs + 1.6, -0.1), aspect="equal")
+            words = "each times\nits scale,\nafter the sum"
+            axis.text(inputs + 2.1, outputs / 2 + 1.5, words, va="center", fontsize=9)
+        axis.set(xlim=(-0.1, inputs + 3.8), ylim=(outputs + 1.6, -0.1), aspect="equal")
         axis.set_title(title)
         axis.axis("off")
     caption = (
@@ -1203,6 +1205,7 @@ def running_total(terms, title):
         ends.append(total)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set(title=title, yticks=range(len(terms) + 1), yticklabels=[*terms, "sum"], ylim=(len(terms) + 0.5, -0.5))
+    axis.use_sticky_edges = False
     axis.margins(x=0.15)
     parts = ", ".join(f"{label}: {term:+,}" for label, term in terms.items())
     return Picture(figure, f"{title}. {parts}; in all {sum(terms.values()):,}.")
