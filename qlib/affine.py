@@ -15,8 +15,8 @@ def quant_range(bits):
 def quantize(tensor, scale, zero_point, bits=8):
     """Turn real numbers into integers: q = round(r / scale + zero_point), held inside the range of `bits` bits.
 
-    Ties go to the even integer, as torch.round has it. PyTorch's own quantizers multiply by 1 / scale and round
-    before they add the zero point, so on an exact tie they may give the neighbouring integer.
+    Ties go to the even integer, as torch.round has it. PyTorch's own quantizers multiply by 1 / scale, and some of
+    them round before they add the zero point, so on a tie they may give the neighbouring integer.
 
     Args:
         tensor: real numbers of any floating dtype and any shape.
@@ -79,6 +79,25 @@ def symmetric_qparams(absmax, bits=8):
     """
     qmin, qmax = quant_range(bits)
     return nonzero_scale(absmax / qmax), torch.tensor(0, dtype=torch.int8)
+
+
+def full_range_qparams(low, high, bits=8):
+    """The scale that puts the value of the largest magnitude on the smallest integer, which symmetric mode never uses.
+
+    The smallest integer has no positive twin, so the scale is negative where that value is positive. On its side the
+    grid then ends at it, with one step more than in symmetric mode; on the other side it ends one step earlier, and
+    what lies beyond is clipped. So llama.cpp makes its Q4_0 (quantize_row_q4_0_ref in ggml-quants.c).
+
+    Args:
+        low, high: float32 tensors of one shape, the smallest and the largest value of each block.
+        bits: width of the integers, 2 to 8.
+
+    Returns:
+        (scale, zero_point): float32 of the shape of `low`, and a single int8 0. A block of zeros gets a scale of 1.
+    """
+    qmin, qmax = quant_range(bits)
+    farthest = torch.where(high > -low, high, low)
+    return nonzero_scale(farthest / qmin), torch.tensor(0, dtype=torch.int8)
 
 
 def choose_qparams(tensor, scheme):
@@ -174,4 +193,4 @@ def expand_groups(qparam, tensor, group_size=None):
 
 def nonzero_scale(scale):
     """`scale` with 1 where it is zero or too small for float32 to hold exactly, so that dividing by it is safe."""
-    return torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
+    return torch.where(scale.abs() < torch.finfo(torch.float32).tiny, 1.0, scale)

@@ -348,7 +348,7 @@ def ruler_text(numbers, scale, zero_point, bits):
     zero = f"0.0 is the integer {zero_point:.0f}" if is_mark(zero_point, bits) else "0.0 has no integer of its own"
     return (
         f"{len(reals)} marks from {significant(first)} to {significant(last)}, {significant(2 * half)} apart; {zero}; "
-        f"{clipped} of {len(numbers)} numbers clipped, {spare} marks unused."
+        f"{clipped} of {len(numbers)} numbers clipped, {spare} mark{'s' * (spare != 1)} unused."
     )
 
 
@@ -807,8 +807,8 @@ def blocks(matrix, scheme, rows, columns):
     for axis, (title, panel, colours, line) in zip(axes, panels, strict=True):
         extent = (columns.start, columns.stop, rows.stop, rows.start)
         image = axis.imshow(panel[rows, columns], colours, vmin=-limit, vmax=limit, extent=extent, aspect="auto")
-        axis.hlines([rows.start + edge for edge in down], columns.start, columns.stop, line, linewidth=0.7)
-        axis.vlines([columns.start + edge for edge in across], rows.start, rows.stop, line, linewidth=0.7)
+        axis.hlines([rows.start + edge for edge in down], columns.start, columns.stop, line, linewidth=1)
+        axis.vlines([columns.start + edge for edge in across], rows.start, rows.stop, line, linewidth=1)
         axis.set(title=title, ylabel="row", yticks=range(rows.start, rows.stop, 4))
         figure.colorbar(image, ax=axis, extend="both")
     axes[-1].set_xlabel("column")
@@ -1063,7 +1063,8 @@ class Grid:
         hidden = [f"{code}" for code, real in zip(self.codes, self.reals) if not self.view[0] <= real <= self.view[1]]
         self.text = (
             f"{label}: {tensor.numel()} numbers from {significant(low)} to {significant(high)} at {bits} bits. "
-            f"Scale {significant(scale)}, zero point {zero_point:.0f}; {sum(self.used)} of {len(self.codes)} codes used; "
+            f"Scale {significant(scale)}, zero point {zero_point:.0f}; "
+            f"{sum(self.used)} of {len(self.codes)} codes used; "
             f"mean squared error {significant(quantization_error(tensor, back))}, "
             f"SQNR {rounded(sqnr(tensor, back), 1)} dB."
             + (f" Clipped: {clipped}." if clipped else "")
@@ -1194,15 +1195,15 @@ def running_total(terms, title):
     """
     blue, orange = seaborn.color_palette("colorblind")[:2]
     figure, axis = new_figure(8, 0.9 + 0.45 * (len(terms) + 1))
-    total, ends = 0, [0]
+    total = 0
     for row, (label, term) in enumerate([*terms.items(), ("sum", sum(terms.values()))]):
         start = 0 if label == "sum" else total
         colour = "#4d4d4d" if label == "sum" else blue if term >= 0 else orange
         axis.barh(row, term, left=start, color=colour, height=0.6)
-        axis.plot([start + term] * 2, [row - 0.3, row + 1], color="grey", linewidth=0.8)
+        if label != "sum":
+            axis.plot([start + term] * 2, [row - 0.3, row + 1], color="grey", linewidth=0.8)
         axis.annotate(f"{term:+,}", (max(start, start + term), row), (5, 0), textcoords="offset points", va="center")
         total = start + term
-        ends.append(total)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set(title=title, yticks=range(len(terms) + 1), yticklabels=[*terms, "sum"], ylim=(len(terms) + 0.5, -0.5))
     axis.use_sticky_edges = False
