@@ -857,11 +857,11 @@ class GroupExplorer:
         edges = block_edges(self.matrix.shape, self.scheme, *self.part)
         limit = usual_magnitude(self.matrix[self.part])
         self.text = blocks_text(self.matrix, back, self.scheme, *self.part)
+        # Images of ipywidgets have no alternative text: the words over them say what they show.
         self.words.value = f'<div role="status" style="max-width: 48em; line-height: 1.4">{self.text}</div>'
         error = back - self.matrix
         for title, panel, colours, line in (("What comes back", back, VALUES, 255), ("Error", error, ERRORS, 0)):
             self.images[title].value = block_png(panel[self.part] / limit, colours, *edges, line)
-            # ipywidgets' Image has no alternative text of its own; the words above it say what it shows.
 
     def _ipython_display_(self):
         from IPython.display import display
@@ -880,9 +880,9 @@ def block_png(panel, colours, down, across, line, cell=12):
     """
     pixels = matplotlib.colormaps[colours]((panel.numpy() + 1) / 2, bytes=True).repeat(cell, 0).repeat(cell, 1)
     for edge in down:
-        pixels[edge * cell, :, :3] = line
+        pixels[edge * cell - 1 : edge * cell + 1, :, :3] = line
     for edge in across:
-        pixels[:, edge * cell, :3] = line
+        pixels[:, edge * cell - 1 : edge * cell + 1, :3] = line
     png = io.BytesIO()
     matplotlib.image.imsave(png, pixels, format="png")
     return png.getvalue()
