@@ -36,7 +36,7 @@ def save_tensors(tensors, path):
         if key in stored or key in ties:
             raise ValueError(f"two tensors would be stored as {key!r}; give the plain one another name")
         place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if tensor.numel() and place in seen:
+        if place in seen:
             ties[key] = seen[place]
             continue
         # safetensors refuses tensors that share memory, so a view of a storage that is in already is copied.
