@@ -161,9 +161,7 @@ def test_install_without_any_python(course):
 @pytest.mark.parametrize("version", ["2.7", "3.9", "3.14"])
 def test_install_with_an_unfit_python(course, version):
     course.python(version=version)
-    assert course.complaint().startswith(
-        f"Python 3.11, 3.12 or 3.13 is needed, but python3 is Python {version};"
-    )
+    assert course.complaint().startswith(f"Python 3.11, 3.12 or 3.13 is needed, but python3 is Python {version};")
     assert not (course.root / ".venv").exists()
 
 
@@ -186,9 +184,7 @@ def test_install_with_a_full_disk(course):
         "#!/bin/sh\necho Filesystem 1024-blocks Used Available Capacity Mounted on\n"
         "echo '/dev/my disk 61252420 58104992 3072000 95% /my disk'\n",
     )
-    assert course.complaint() == (
-        f"too little disk space: 4 GB is needed and 3000 MB is free in {course.root}."
-    )
+    assert course.complaint() == (f"too little disk space: 4 GB is needed and 3000 MB is free in {course.root}.")
     assert not (course.root / ".venv").exists()
 
 
