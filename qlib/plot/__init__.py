@@ -29,12 +29,13 @@ from qlib.plot.matrices import (
     sharing,
 )
 from qlib.plot.numbers import byte_boxes, number_bits, rulers, running_total, staircase
-from qlib.plot.picture import significant
+from qlib.plot.picture import Picture, new_figure, significant
 
 __all__ = [
     "PERCENTS",
     "Clip",
     "Grid",
+    "Picture",
     "block_edges",
     "block_numbers",
     "blocks",
@@ -56,6 +57,7 @@ __all__ = [
     "integers",
     "memory_bars",
     "mode_qparams",
+    "new_figure",
     "number_bits",
     "observed_ranges",
     "price_curves",
