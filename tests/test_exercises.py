@@ -196,7 +196,7 @@ def test_code_that_never_ends_is_stopped(answer, monkeypatch):
     start = time.monotonic()
     verdict = judge(QUANTIZE, answer)
     assert "Is there a loop that never ends?" in verdict.message
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 5, "an endless loop is waited for once, not on every case"
 
 
 def test_what_the_code_prints_and_warns_stays_off_the_page(capsys, recwarn):
@@ -223,6 +223,8 @@ def test_a_value_is_accepted_in_any_reasonable_form_and_no_other():
     for form in ([1], [1, 2.4], 1, "1, 2.5", None, [1, None], float("nan")):
         assert judge(exercise, form).outcome == INCORRECT
     assert judge(exercise, (2.5, 1)).message.endswith("That is what you get swapped.")
+    assert "[1], 2.4, is not right" in judge(exercise, [1, 2.4]).message
+    assert "should hold 2 things, not 1" in judge(exercise, [1]).message
 
 
 # ---------------------------------------------------------------- check, hint, progress

@@ -59,11 +59,21 @@ def judge_value(exercise, answer):
         return f"{exercise.name} is {kind(answer)}; the answer is {kind(exercise.answer)}."
     if agree(expected, got):
         return None
-    message = f"{exercise.name} is {rounded(got)}; that is not it."
+    message = f"{exercise.name} is {rounded(got)}; {wrong_item(expected, got)}"
     for mistake in exercise.mistakes:
         if agree(plain(mistake.answer), got):
             return f"{message} That is what you get {mistake.diagnosis}."
     return message
+
+
+def wrong_item(expected, got):
+    """What is wrong with a plain value, in words: how many things it holds, or which of them is wrong first."""
+    if isinstance(expected, list) and isinstance(got, list):
+        if len(expected) != len(got):
+            return f"it should hold {len(expected)} things, not {len(got)}."
+        index = next(i for i, pair in enumerate(zip(expected, got, strict=True)) if not agree(*pair))
+        return f"[{index}], {rounded(got[index])}, is not right."
+    return "that is not it."
 
 
 def plain(value):
@@ -101,9 +111,12 @@ def judge_code(exercise, answer):
     if message:
         return message
     for case in exercise.cases:
-        message = wrong_result(exercise, case, answer)
+        outcome = call(case, answer)
+        message = wrong_result(exercise, case, answer, outcome)
         if message:
-            return join(f"With {case.label}: {message}", diagnosis(exercise, answer, case))
+            # An endless loop would be waited for once more on every case.
+            endless = isinstance(outcome.error, sandbox.TooSlow)
+            return join(f"With {case.label}: {message}", None if endless else diagnosis(exercise, answer, case))
     for held in exercise.properties:
         message = broken(held, answer)
         if message:
@@ -149,9 +162,8 @@ def call(case, answer):
     return sandbox.run(lambda *args, **kwargs: case.use(answer, *args, **kwargs), *case.args, **case.kwargs)
 
 
-def wrong_result(exercise, case, answer):
-    """A sentence that names the first thing wrong with what an answer does on a case, or None."""
-    outcome = call(case, answer)
+def wrong_result(exercise, case, answer, outcome):
+    """A sentence that names the first thing wrong with the outcome of an answer on a case, or None."""
     if outcome.error is not None:
         return failure(outcome.error, answer)
     expected = call(case, exercise.key).value
@@ -230,17 +242,17 @@ def broken(held, answer):
 
 
 def diagnosis(exercise, answer, failing):
-    """The known mistake that does what the answer does, on every case or else on the failing one, as a sentence."""
+    """The known mistake that does what the answer does, on every case or as far as the failing one, as a sentence."""
     got = [call(case, answer) for case in exercise.cases]
-    at = exercise.cases.index(failing)
-    on_failing = []
+    until = exercise.cases.index(failing) + 1
+    alike_so_far = []
     for mistake in exercise.mistakes:
         does = [call(case, mistake.answer) for case in exercise.cases]
         if all(map(alike, does, got)):
             return f"That is what you get {mistake.diagnosis}."
-        if alike(does[at], got[at]):
-            on_failing.append(mistake)
-    return f"That is what you get {on_failing[0].diagnosis}." if len(on_failing) == 1 else None
+        if all(map(alike, does[:until], got[:until])):
+            alike_so_far.append(mistake)
+    return f"That is what you get {alike_so_far[0].diagnosis}." if len(alike_so_far) == 1 else None
 
 
 def alike(a, b):
@@ -287,8 +299,8 @@ def kind(value):
 
 
 def number(value):
-    """A number as a message shows it: six decimals, or where it is small six significant digits."""
-    return f"{value:.6g}" if isinstance(value, float) and 0 < abs(value) < 0.001 else rounded(value, 6)
+    """A number as a message shows it: a float with as many digits as float32 has."""
+    return f"{value:.7g}" if isinstance(value, float) else rounded(value)
 
 
 def short(dtype):
