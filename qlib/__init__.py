@@ -8,6 +8,8 @@ qtensor.dequantize(), qtensor.nbytes, qtensor.bits_per_weight
 
 from qlib.affine import choose_qparams, dequantize, fake_quantize, quant_range, quantize
 from qlib.checkpoint import load_tensors, save_tensors
+from qlib.linear import QLinear
+from qlib.model import quantize_model, replace_linear
 from qlib.packing import pack, unpack
 from qlib.scheme import INT2, INT4, INT8, Scheme
 from qlib.tensor import QTensor, quantize_tensor
@@ -18,6 +20,7 @@ __all__ = [
     "INT2",
     "INT4",
     "INT8",
+    "QLinear",
     "QTensor",
     "Scheme",
     "choose_qparams",
@@ -27,7 +30,9 @@ __all__ = [
     "pack",
     "quant_range",
     "quantize",
+    "quantize_model",
     "quantize_tensor",
+    "replace_linear",
     "save_tensors",
     "unpack",
 ]

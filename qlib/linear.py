@@ -1,15 +1,108 @@
-"""Layers that multiply small integers: the accumulator with its zero points, the way back to int8, and W8A8 layers.
+"""Quantized layers: QLinear, whose weight alone is quantized, and W8A8 layers that multiply small integers.
 
-The arithmetic is that of Jacob et al. 2018 (arXiv:1712.05877), section 2.
+The arithmetic of W8A8 is that of Jacob et al. 2018 (arXiv:1712.05877), section 2.
 """
 
 import torch
 
-from qlib.affine import asymmetric_qparams, channel_range, dequantize, quant_range, quantize
+from qlib.affine import asymmetric_qparams, block_range, channel_range, dequantize, quant_range, quantize
 from qlib.scheme import INT8
-from qlib.tensor import quantize_tensor
+from qlib.tensor import QTensor, quantize_tensor
 
-# ---------------------------------------------------------------- the arithmetic
+# ---------------------------------------------------------------- weight-only
+
+
+class QLinear(torch.nn.Module):
+    """A linear layer that keeps its weight as packed integers and computes in its input's dtype (W8A16 and its kin).
+
+    The weight is a set of buffers and no Parameter: integers have no gradient, and an optimizer must not touch them.
+    The scales stay float32 when the model is moved to half precision, where a small one would become zero.
+
+    Args:
+        in_features, out_features: as for torch.nn.Linear.
+        scheme: of the weight, of shape (out_features, in_features).
+        bias: whether there is one.
+        device: where the buffers are made; they are filled by `from_linear` or `load_state_dict`.
+    """
+
+    def __init__(self, in_features, out_features, scheme, bias=True, device=None):
+        super().__init__()
+        self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
+        weight = torch.empty(out_features, in_features, device="meta")
+        qparam_shape = block_range(weight, scheme)[0].shape
+        packed_shape = (out_features, (in_features * scheme.bits + 7) // 8)
+        self.register_buffer("packed", torch.zeros(packed_shape, dtype=torch.uint8, device=device))
+        self.register_buffer("scale", torch.ones(qparam_shape, device=device))
+        zero_point = None if scheme.symmetric else torch.zeros(qparam_shape, dtype=torch.int8, device=device)
+        self.register_buffer("zero_point", zero_point)
+        self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
+
+    @classmethod
+    def from_linear(cls, linear, scheme, name=None):
+        """Quantize a layer.
+
+        Args:
+            linear: a torch.nn.Linear, or transformers' Conv1D, whose weight lies transposed.
+            scheme: a Scheme.
+            name: what error messages call the layer.
+
+        Raises:
+            TypeError, ValueError: the layer is of another kind, or its weight cannot be quantized.
+        """
+        name = name or type(linear).__name__
+        weight = weight_of(linear, name)
+        qtensor = quantize_tensor(weight, scheme, f"{name}.weight")
+        layer = cls(weight.shape[1], weight.shape[0], scheme, bias=False, device="meta")
+        layer.packed, layer.scale = qtensor.packed, qtensor.scale
+        layer.zero_point = None if scheme.symmetric else qtensor.zero_point
+        layer.bias = None if linear.bias is None else linear.bias.detach().clone()
+        return layer.train(linear.training)
+
+    @property
+    def qtensor(self):
+        """The weight as a QTensor, (out_features, in_features), on the layer's own buffers."""
+        zero_point = torch.zeros((), dtype=torch.int8) if self.zero_point is None else self.zero_point
+        shape = (self.out_features, self.in_features)
+        return QTensor.from_packed(self.packed, self.scale, zero_point, self.scheme, shape)
+
+    def forward(self, x):
+        """x: (..., in_features) of a floating dtype; returns (..., out_features) of the same dtype."""
+        weight = self.qtensor.dequantize().to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return torch.nn.functional.linear(x, weight, bias)
+
+    def _apply(self, fn, recurse=True):
+        """Follow the model to another device or dtype, but keep the scales float32."""
+        scale = self.scale
+        super()._apply(fn, recurse)
+        if self.scale.dtype != torch.float32:
+            to = self.scale.device
+            self.scale = torch.empty_like(scale, device=to) if scale.is_meta else scale.to(to)
+        return self
+
+    def extra_repr(self):
+        bits = self.qtensor.bits_per_weight
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"W{self.scheme.bits}A16, {self.scheme}, {bits:.3f} bits per weight"
+        )
+
+
+def weight_of(linear, name):
+    """The weight of a linear layer as (outputs, inputs); TypeError naming the layer if it is of another kind."""
+    if isinstance(linear, torch.nn.Linear):
+        return linear.weight
+    if is_conv1d(linear):
+        return linear.weight.T
+    raise TypeError(f"{name} is a {type(linear).__name__}; only nn.Linear and transformers' Conv1D can be quantized")
+
+
+def is_conv1d(layer):
+    """Whether a layer is transformers' Conv1D (GPT-2's), told by its name: the core does not import transformers."""
+    return type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers")
+
+
+# ---------------------------------------------------------------- the arithmetic of W8A8
 
 
 def linear_w8a32(x, values, scale, zero_point, bias=None):

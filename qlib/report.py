@@ -1,5 +1,7 @@
 """What quantization cost and what it saved: true bytes, errors, and the helpers that show numbers rounded."""
 
+import dataclasses
+import html
 import math
 import os
 import pathlib
@@ -9,6 +11,7 @@ import pandas
 import torch
 import tqdm.auto
 
+from qlib.scheme import Scheme
 from qlib.tensor import plain_tensors
 
 # ---------------------------------------------------------------- bytes
@@ -221,17 +224,91 @@ def table(rows, digits=4):
     return Table([{key: row.get(key, "") for key in columns} for row in rows], digits)
 
 
-def track(iterable, label):
-    """Iterate with a progress bar, for work of more than two seconds; silent under test.
+def progress_bar(iterable, label):
+    """Iterate with a progress bar that comes up after two seconds and leaves at the end; silent under test."""
+    quiet = os.environ.get("QLIB_STRICT") == "1"
+    return tqdm.auto.tqdm(iterable, desc=label, delay=2, leave=False, disable=quiet)
 
-    The bar leaves the page when it is done, and with it what the cell had printed before: a lesson that is saved
-    after a run looks like one that ran under test.
+
+def track(iterable, label):
+    """A `progress_bar` for a cell of a lesson. It takes with it what the cell had printed before.
+
+    So a lesson that is saved after a run looks like one that ran under test.
     """
-    if os.environ.get("QLIB_STRICT") == "1":
-        yield from iterable
-        return
-    yield from tqdm.auto.tqdm(iterable, desc=label, leave=False)
-    if "ipykernel" in sys.modules:
+    yield from progress_bar(iterable, label)
+    if "ipykernel" in sys.modules and os.environ.get("QLIB_STRICT") != "1":
         from IPython.display import clear_output
 
         clear_output()
+
+
+# ---------------------------------------------------------------- what became of a model
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizedLayer:
+    """One layer of a Report: its scheme, its weight's bytes before and after, bits per weight and SQNR in decibels."""
+
+    name: str
+    scheme: Scheme
+    bytes_before: int
+    bytes_after: int
+    bits_per_weight: float
+    sqnr: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SkippedLayer:
+    """One module that was left as it was, why, and the bytes of its matrices."""
+
+    name: str
+    why: str
+    nbytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `quantize_model` did: each layer, what was left alone and why, and the model's true bytes.
+
+    Args:
+        quantized: list of QuantizedLayer.
+        skipped: list of SkippedLayer.
+        bytes_before, bytes_after: of the model's unique storages, buffers included.
+    """
+
+    quantized: list
+    skipped: list
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def table(self):
+        """A Table with a line for each layer, those left alone at the end."""
+        rows = [
+            {
+                "layer": layer.name,
+                "scheme": str(layer.scheme),
+                "before": in_units(layer.bytes_before),
+                "after": in_units(layer.bytes_after),
+                "bits per weight": layer.bits_per_weight,
+                "SQNR in dB": layer.sqnr,
+            }
+            for layer in self.quantized
+        ]
+        left = [{"layer": layer.name, "scheme": layer.why, "before": in_units(layer.nbytes)} for layer in self.skipped]
+        return table(rows + left, digits=2)
+
+    def __repr__(self):
+        left = f"; {len(self.skipped)} left as they were" if self.skipped else ""
+        return (
+            f"{len(self.quantized)} layers quantized{left}. "
+            f"{in_units(self.bytes_before)} before, {in_units(self.bytes_after)} after.\n{self.table!r}"
+        )
+
+    def _repr_html_(self):
+        return f"<p>{html.escape(repr(self).splitlines()[0])}</p>{self.table._repr_html_()}"
+
+
+def quantized_layer(name, bytes_before, qtensor, ratio):
+    """The QuantizedLayer of a QTensor."""
+    return QuantizedLayer(name, qtensor.scheme, bytes_before, qtensor.nbytes, qtensor.bits_per_weight, ratio)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from qlib import Scheme, quantize_tensor, save_tensors
+
+from qlib import Scheme, quantize_tensor, report, save_tensors
 from qlib.report import (
     cosine,
     file_bytes,
@@ -237,3 +238,11 @@ def test_what_a_row_lacks_stays_empty_and_long_words_stay_whole():
     html = table([{"name": words}, {"name": "b", "error": 0.5}])._repr_html_()
     assert words in html
     assert html.count("<td></td>") == 1 and "nan" not in html.lower()
+
+
+def test_a_progress_bar_hands_on_everything_and_is_silent_under_test_and_when_it_is_quick(monkeypatch, capsys):
+    for strict in ("1", "0"):
+        monkeypatch.setenv("QLIB_STRICT", strict)
+        assert list(report.progress_bar([3, 1, 2], "counting")) == [3, 1, 2]
+        assert list(report.track(iter("ab"), "spelling")) == ["a", "b"]
+    assert capsys.readouterr() == ("", "")
