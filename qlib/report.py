@@ -236,10 +236,16 @@ def track(iterable, label):
     So a lesson that is saved after a run looks like one that ran under test.
     """
     yield from progress_bar(iterable, label)
-    if "ipykernel" in sys.modules and os.environ.get("QLIB_STRICT") != "1":
+    if in_notebook() and os.environ.get("QLIB_STRICT") != "1":
         from IPython.display import clear_output
 
         clear_output()
+
+
+def in_notebook():
+    """Whether a notebook (or an IPython shell) is running this code."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
 
 
 # ---------------------------------------------------------------- what became of a model

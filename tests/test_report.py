@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-
 from qlib import Scheme, quantize_tensor, report, save_tensors
 from qlib.report import (
     cosine,

@@ -3,6 +3,8 @@
 import html
 import re
 
+from qlib.report import in_notebook
+
 # The colour is an edge and a mark; the words keep the theme's own colour, so they can be read on any background.
 COLOURS = {"✓": "#2e9d4f", "✗": "#d9432f", "○": "#8a8f98", "→": "#3b82d0"}
 
@@ -26,13 +28,10 @@ class Card:
 
 def show_card(mark, title, message):
     """Put a card on the page; outside a notebook, print its words."""
-    try:
-        from IPython import get_ipython
-        from IPython.display import display
-    except ImportError:
-        get_ipython = None
     card = Card(mark, title, message)
-    if get_ipython is not None and get_ipython() is not None:
+    if in_notebook():
+        from IPython.display import display
+
         display(card)
     else:
         print(card)
