@@ -227,6 +227,13 @@ def test_a_value_is_accepted_in_any_reasonable_form_and_no_other():
     assert "should hold 2 things, not 1" in judge(exercise, [1]).message
 
 
+def test_a_function_that_only_returns_a_constant_is_an_attempt():
+    def constant(tensor, scale, zero_point, bits=8):
+        return 1
+
+    assert judge(QUANTIZE, constant).outcome == INCORRECT
+
+
 # ---------------------------------------------------------------- check, hint, progress
 
 

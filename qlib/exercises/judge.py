@@ -38,15 +38,16 @@ def is_blank(answer):
         methods = [f for f in vars(answer).values() if inspect.isfunction(f)]
         return all(map(is_blank, methods))
     if inspect.isfunction(answer):
-        return opcodes(answer) == opcodes(blank)
+        return instructions(answer) == instructions(blank)
     return answer is ...
 
 
 def blank(): ...
 
 
-def opcodes(function):
-    return [instruction.opname for instruction in dis.get_instructions(function)]
+def instructions(function):
+    """What a function does, as the interpreter sees it: of a blank one, to return None."""
+    return [(instruction.opname, instruction.argval) for instruction in dis.get_instructions(function)]
 
 
 # ---------------------------------------------------------------- values
@@ -56,7 +57,9 @@ def judge_value(exercise, answer):
     """A sentence that says what is wrong with a value, or None. A number, a tensor of it or an array will all do."""
     expected, got = plain(exercise.answer), plain(answer)
     if got is None:
-        return f"{exercise.name} is {kind(answer)}; the answer is {kind(exercise.answer)}."
+        holds = answer if isinstance(answer, (list, tuple)) else [answer]
+        odd = next(item for item in holds if plain(item) is None)
+        return f"{exercise.name} {'holds' if holds is answer else 'is'} {kind(odd)}, where a number is asked for."
     if agree(expected, got):
         return None
     message = f"{exercise.name} is {rounded(got)}; {wrong_item(expected, got)}"
@@ -120,9 +123,15 @@ def judge_code(exercise, answer):
     for held in exercise.properties:
         message = broken(held, answer)
         if message:
-            named = next((m for m in exercise.mistakes if broken(held, m.answer) == message), None)
+            same = (m for m in exercise.mistakes if broken(held, m.answer) == message)
+            named = next((m for m in same if passes_the_cases(exercise, m.answer)), None)
             return join(message, named and f"That is what you get {named.diagnosis}.")
     return None
+
+
+def passes_the_cases(exercise, answer):
+    """Whether an answer is right on every case, whatever the properties say of it."""
+    return not any(wrong_result(exercise, case, answer, call(case, answer)) for case in exercise.cases)
 
 
 def join(*sentences):
@@ -181,20 +190,21 @@ def failure(error, answer):
         return f"it was still running after {sandbox.TIME_LIMIT} seconds. Is there a loop that never ends?"
     if isinstance(error, RecursionError):
         return f"it calls itself without end{place}."
-    return f"it raised {type(error).__name__}{place}: {error}" + ("" if str(error).endswith(".") else ".")
+    words = str(error).strip().split("\n")[0].rstrip(".")
+    return f"it raised {type(error).__name__}{place}" + (f": {words}." if words else ".")
 
 
 def difference(exercise, case, expected, got, part="result"):
     """A sentence that names the first difference between two results: type, dtype, shape, then the first element."""
-    if isinstance(expected, tuple):
-        names = exercise.parts or tuple(f"item {i}" for i in range(len(expected)))
-        if not isinstance(got, tuple) or len(got) != len(expected):
-            return f"it should return {len(expected)} things, ({', '.join(names)}), but returned {kind(got)}."
-        found = (difference(exercise, case, e, g, name) for name, e, g in zip(names, expected, got, strict=True))
-        return next((message for message in found if message), None)
     what = "it returned" if part == "result" else f"{part} is"
     if got is None:
         return f"{what} None. Is there a `return` at the end?"
+    if isinstance(expected, tuple):
+        names = exercise.parts or tuple(f"item {i}" for i in range(len(expected)))
+        if not isinstance(got, tuple) or len(got) != len(expected):
+            return f"it should return a tuple of {len(expected)}, ({', '.join(names)}), but returned {kind(got)}."
+        found = (difference(exercise, case, e, g, name) for name, e, g in zip(names, expected, got, strict=True))
+        return next((message for message in found if message), None)
     if isinstance(expected, torch.Tensor):
         return tensor_difference(exercise, case, expected, got, part, what)
     if isinstance(expected, bool) or not isinstance(expected, numbers.Number):
@@ -263,6 +273,8 @@ def alike(a, b):
 
 
 def alike_values(a, b):
+    if a is None or b is None:
+        return a is b
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(alike_values, a, b))
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):

@@ -19,7 +19,7 @@ class TinyModel(torch.nn.Module):
         self.head.weight = self.embedding.weight
 
 
-FLOATS = {"weight": torch.zeros(4, 3), "bias": torch.ones(4)}
+FLOATS = {"bias": torch.ones(4), "weight": torch.zeros(4, 2)}
 MIXED = {
     "weight": torch.zeros(8, 8, dtype=torch.bfloat16),
     "values": torch.zeros(8, 8, dtype=torch.int8),
@@ -138,6 +138,13 @@ def measures_the_dictionary(state_dict):
     return sys.getsizeof(state_dict)
 
 
+def returns_inside_the_loop(state_dict):
+    total = 0
+    for tensor in state_dict.values():
+        total += tensor.untyped_storage().nbytes()
+        return total
+
+
 def in_megabytes(state_dict):
     return state_dict_bytes(state_dict) / 1e6
 
@@ -147,7 +154,7 @@ STATE_DICT_BYTES = Exercise(
     name="state_dict_bytes",
     key=state_dict_bytes,
     cases=[
-        Case("a 4 x 3 weight and a bias of 4, both float32", (FLOATS,)),
+        Case("a bias of 4 and a 4 x 2 weight, both float32", (FLOATS,)),
         Case("a small model whose head is tied to its embedding", (TinyModel().state_dict(),)),
         Case("bfloat16, int8, float32 and an int64 scalar together", (MIXED,)),
         Case("one tensor object under two names", (SAME,)),
@@ -213,6 +220,7 @@ STATE_DICT_BYTES = Exercise(
         Mistake(
             measures_the_dictionary, "from `sys.getsizeof` of the dictionary, which does not look at the tensors in it"
         ),
+        Mistake(returns_inside_the_loop, "with the `return` inside the loop: it ends at the first tensor"),
         Mistake(in_megabytes, "in units of a million bytes; return the bytes themselves"),
     ],
     hints=[

@@ -47,7 +47,8 @@ LIMITS = Exercise(
             "with all six numbers in one flat list; make it three pairs",
         ),
         Mistake(
-            [(-(2.0 ** (b - 1)), 2.0 ** (b - 1) - 1) for b in WIDTHS],
+            # Equal to what floats give, to the last digit; floats here would match ints that are merely close.
+            [(-(2**15), 2**15 - 1), (-(2**31), 2**31 - 1), (-(2**63), 2**63)],
             "with floats: a float has no room for all digits of 2**63 - 1 and rounds it up to 2**63; use ints",
         ),
     ],

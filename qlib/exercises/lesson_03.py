@@ -41,6 +41,11 @@ def clamps_to_a_symmetric_range(tensor, scale, zero_point, bits=8):
     return torch.round(tensor / scale + zero_point).clamp(-qmax, qmax).to(torch.int8)
 
 
+def clamps_before_the_shift(tensor, scale, zero_point, bits=8):
+    qmin, qmax = quant_range(bits)
+    return (torch.round(tensor / scale).clamp(qmin, qmax) + zero_point).to(torch.int64).to(torch.int8)
+
+
 def drops_the_zero_point(tensor, scale, zero_point, bits=8):
     qmin, qmax = quant_range(bits)
     return torch.round(tensor / scale).clamp(qmin, qmax).to(torch.int8)
@@ -116,6 +121,9 @@ QUANTIZE = Exercise(
         Mistake(clamps_after_the_cast, "with the clamp after the cast, when the values have wrapped around already"),
         Mistake(clamps_to_8_bits, "with a clamp to -128 and 127 whatever the bits; the range is quant_range(bits)"),
         Mistake(clamps_to_a_symmetric_range, "with a clamp to -qmax and qmax; the range starts at qmin, one lower"),
+        Mistake(
+            clamps_before_the_shift, "with the clamp before the zero point is added; clamp what you cast, at the end"
+        ),
         Mistake(drops_the_zero_point, "without the zero point"),
         Mistake(subtracts_the_zero_point, "with the zero point subtracted; solve r = s (q - z) for q once more"),
         Mistake(multiplies_by_the_scale, "with a multiplication by the scale; dividing counts how many steps fit in r"),

@@ -53,6 +53,11 @@ def adds_an_epsilon(low, high, bits=8):
     return scale + 1e-8, zero_point
 
 
+def gives_all_blocks_the_scale_of_a_block_of_zeros(low, high, bits=8):
+    scale, zero_point = solves(low, high, bits)
+    return torch.ones_like(scale) if (low == high).any() else scale, zero_point
+
+
 def has_a_smallest_scale(low, high, bits=8):
     scale, zero_point = solves(low, high, bits, safe=False)
     return scale.clamp(min=1e-8), zero_point
@@ -64,6 +69,10 @@ def cuts_the_zero_point(low, high, bits=8):
 
 def floors_the_zero_point(low, high, bits=8):
     return solves(low, high, bits, rounding=torch.floor)
+
+
+def rounds_the_zero_point_up(low, high, bits=8):
+    return solves(low, high, bits, rounding=torch.ceil)
 
 
 def leaves_the_zero_point_between_marks(low, high, bits=8):
@@ -165,10 +174,15 @@ ASYMMETRIC_QPARAMS = Exercise(
         Mistake(counts_marks_for_steps, "with 2**bits steps; that is the number of marks, and there is one step fewer"),
         Mistake(never_widens, "with a range that does not hold 0.0; widen it first, as in the section above"),
         Mistake(divides_by_zero, "with no care for a block of zeros, where the range, and so the scale, is 0"),
+        Mistake(
+            gives_all_blocks_the_scale_of_a_block_of_zeros,
+            "when one block of zeros gives the scale 1 to every block; decide for each block, with torch.where",
+        ),
         Mistake(adds_an_epsilon, "with a small number added to the scale; it bends the scale of every other block"),
         Mistake(has_a_smallest_scale, "with a lower limit on the scale; blocks of small numbers need less"),
         Mistake(cuts_the_zero_point, "with a cast to an integer and no round before it, which cuts off the decimals"),
         Mistake(floors_the_zero_point, "with floor in place of round"),
+        Mistake(rounds_the_zero_point_up, "with ceil in place of round"),
         Mistake(leaves_the_zero_point_between_marks, "with no round: the zero point then lies between two marks"),
         Mistake(leaves_the_zero_point_float, "with the zero point left in float32; round it, then cast it to int8"),
         Mistake(forgets_the_sign_of_low, "with a plus in place of the minus; solve low = s (qmin - z) for z once more"),
@@ -268,6 +282,11 @@ def stores_them_swapped(tensor, scheme):
     return QTensor(quantize(tensor, scale, zero_point, scheme.bits), zero_point, scale, scheme)
 
 
+def stores_the_values_last(tensor, scheme):
+    scale, zero_point = choose_qparams(tensor, scheme)
+    return QTensor(scale, zero_point, quantize(tensor, scale, zero_point, scheme.bits), scheme)
+
+
 def forgets_the_zero_point(tensor, scheme):
     scale, _ = choose_qparams(tensor, scheme)
     zero_point = torch.tensor(0, dtype=torch.int8)
@@ -330,6 +349,7 @@ QUANTIZE_TENSOR = Exercise(
         Mistake(never_rounds, "with no round; what the QTensor cuts off may be nearly a whole step; use quantize"),
         Mistake(swaps_scale_and_zero_point, "with scale and zero point swapped as you unpack them; the scale is first"),
         Mistake(stores_them_swapped, "with the two swapped in the QTensor; after the values comes the scale"),
+        Mistake(stores_the_values_last, "with the values behind scale and zero point; in a QTensor they come first"),
         Mistake(forgets_the_zero_point, "with 0 for the zero point; take the one that was chosen"),
         Mistake(rounds_the_scale, "with a rounded scale; only the zero point has to be an integer"),
         Mistake(stores_plain_numbers, "with .item(); a QTensor counts the bytes of tensors"),

@@ -122,6 +122,17 @@ def gives_each_integer_a_byte(shape, scheme):
     return costs(shape, scheme, values=shape[0] * shape[1] * 8)
 
 
+def starts_each_group_at_a_byte(shape, scheme):
+    rows, columns = shape
+    full, rest = divmod(columns, scheme.group_size or columns)
+    group = math.ceil((scheme.group_size or columns) * scheme.bits / 8)
+    return costs(shape, scheme, values=8 * rows * (full * group + math.ceil(rest * scheme.bits / 8)))
+
+
+def lets_no_integer_cross_a_byte(shape, scheme):
+    return costs(shape, scheme, values=8 * shape[0] * math.ceil(shape[1] / (8 // scheme.bits)))
+
+
 def returns_bytes(shape, scheme):
     return costs(shape, scheme) / 8
 
@@ -156,6 +167,7 @@ BITS_PER_WEIGHT = Exercise(
             "a 7 x 5 matrix, 3 bits, symmetric, per column, so that a row does not fill its last byte",
             ((7, 5), Scheme(3, axis=1)),
         ),
+        Case("a 2 x 10 matrix, 3 bits, symmetric, per group of 4", ((2, 10), Scheme(3, group_size=4))),
         Case("a 3 x 6 matrix, 2 bits, symmetric, per tensor", ((3, 6), Scheme(2, axis=None))),
     ],
     mistakes=[
@@ -189,6 +201,11 @@ BITS_PER_WEIGHT = Exercise(
         ),
         Mistake(cuts_off_the_last_byte, "when the last byte of a row is cut off; round up to whole bytes"),
         Mistake(gives_each_integer_a_byte, "with a byte for every integer; a QTensor packs them"),
+        Mistake(starts_each_group_at_a_byte, "when each group starts at a byte of its own; only a row does"),
+        Mistake(
+            lets_no_integer_cross_a_byte,
+            "with 8 // bits integers in a byte; a 3-bit integer may begin in one byte and end in the next",
+        ),
         Mistake(returns_bytes, "in bytes; the question is how many bits"),
         Mistake(returns_all_the_bits, "when you do not divide by the number of weights"),
         Mistake(

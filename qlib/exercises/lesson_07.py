@@ -67,6 +67,12 @@ def stands_every_channel_upright(tensor, axis):
     return low.reshape(-1, 1), high.reshape(-1, 1)
 
 
+def cuts_channels_off_with_reshape(tensor, axis):
+    channels = tensor.reshape(tensor.shape[axis], -1)
+    shape = [-1 if dim == axis else 1 for dim in range(tensor.ndim)]
+    return channels.amin(1).reshape(shape), channels.amax(1).reshape(shape)
+
+
 def mirrors_the_range(tensor, axis):
     absmax = tensor.abs().amax(others(tensor, axis), keepdim=True)
     return -absmax, absmax
@@ -125,6 +131,10 @@ CHANNEL_RANGE = Exercise(
         Mistake(
             stands_every_channel_upright, "with shape (channels, 1) for every axis; that lines up with axis 0 alone"
         ),
+        Mistake(
+            cuts_channels_off_with_reshape,
+            "with reshape(channels, -1), which cuts the numbers in the order they are stored; that fits axis 0 alone",
+        ),
         Mistake(mirrors_the_range, "with the largest magnitude on both sides; low and high are two different numbers"),
         Mistake(takes_the_range_of_the_magnitudes, "with abs() first, which loses the sign; low may be negative"),
         Mistake(swaps_low_and_high, "with low and high swapped"),
@@ -167,6 +177,10 @@ def mixes_up_the_modes(tensor, scheme):
 
 def always_8_bits(tensor, scheme):
     return chooses(tensor, scheme, bits=8)
+
+
+def forgets_the_bits_in_symmetric_mode(tensor, scheme):
+    return chooses(tensor, scheme, bits=8 if scheme.symmetric else scheme.bits)
 
 
 def always_per_tensor(tensor, scheme):
@@ -298,6 +312,9 @@ CHOOSE_QPARAMS = Exercise(
         Mistake(is_always_asymmetric, "in asymmetric mode whatever the scheme says"),
         Mistake(mixes_up_the_modes, "with the two modes mixed up"),
         Mistake(always_8_bits, "with 8 bits whatever the scheme says; hand scheme.bits on"),
+        Mistake(
+            forgets_the_bits_in_symmetric_mode, "with 8 bits in symmetric mode; symmetric_qparams wants the bits, too"
+        ),
         Mistake(always_per_tensor, "with one scale for the whole tensor, whatever the axis"),
         Mistake(always_per_row, "with a scale for each row, whatever the axis"),
         Mistake(always_per_column, "with a scale for each column, whatever the axis"),

@@ -4,6 +4,7 @@ import torch
 
 from qlib.affine import expand_groups, split_groups
 from qlib.exercises.exercise import Case, Exercise, Mistake
+from qlib.exercises.lesson_04 import Words
 
 pad = torch.nn.functional.pad
 
@@ -297,6 +298,12 @@ def expects_groups(qparam, tensor, group_size=None):
     return qparam.repeat_interleave(size, dim=-1)[..., : tensor.shape[-1]]
 
 
+def takes_a_single_row_for_a_scale_per_column(qparam, tensor, group_size=None):
+    if isinstance(qparam, torch.Tensor) and qparam.ndim == 2 and qparam.shape[0] == 1:
+        return qparam
+    return expand_groups(qparam, tensor, group_size)
+
+
 def changes_nothing(qparam, tensor, group_size=None):
     return qparam
 
@@ -328,8 +335,10 @@ def refuses(answer, qparam, tensor, group_size=None):
     try:
         result = answer(qparam, tensor, group_size)
     except ValueError:
-        return "a ValueError"
-    return f"a tensor of shape {tuple(result.shape)}"
+        return Words("a ValueError")
+    except Exception as error:
+        return Words(f"nothing and raised {type(error).__name__}")
+    return Words(f"a tensor of shape {tuple(result.shape)}")
 
 
 def which_group(args, index):
@@ -344,6 +353,7 @@ EXPAND_GROUPS = Exercise(
     key=expand_groups,
     cases=[
         Case("two scales a row and six columns", (SCALES, COUNT, 3)),
+        Case("two scales and a single row of five columns in groups of 3", (SCALES[:1], COUNT[:1, :5], 3)),
         Case("two scales a row, six columns and no group_size", (SCALES, COUNT)),
         Case("three scales a row and ten columns in groups of 4", (RAGGED_SCALES, RAGGED, 4)),
         Case("three scales a row and nine columns in groups of 4", (RAGGED_SCALES, NINE, 4)),
@@ -393,6 +403,10 @@ EXPAND_GROUPS = Exercise(
         Mistake(
             expects_groups,
             "with every matrix of scales taken for a scale per group; one per row or column has a 1 in its shape",
+        ),
+        Mistake(
+            takes_a_single_row_for_a_scale_per_column,
+            "when one row of scales is taken for a scale per column; a matrix of one row may have groups, too",
         ),
         Mistake(changes_nothing, "with the scales as they came: two scales a row do not broadcast against six columns"),
         Mistake(makes_a_float, "with a result in float; zero points stay int8"),

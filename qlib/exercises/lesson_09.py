@@ -57,6 +57,10 @@ def counts_the_outputs(x, x_zero_point, w, w_zero_point):
     return forgets_the_constant(x, x_zero_point, w, w_zero_point) + w.shape[0] * x_zero_point * w_zero_point
 
 
+def counts_the_rows(x, x_zero_point, w, w_zero_point):
+    return forgets_the_constant(x, x_zero_point, w, w_zero_point) + x.shape[0] * x_zero_point * w_zero_point
+
+
 def adds_the_sum_of_the_weights(x, x_zero_point, w, w_zero_point):
     return integer_linear(x, x_zero_point, w, w_zero_point) + 2 * x_zero_point * sums(x, w)[2]
 
@@ -183,6 +187,7 @@ INTEGER_LINEAR = Exercise(
             forgets_to_count_the_inputs, "with the product of the zero points once; the sum has one for each input"
         ),
         Mistake(counts_the_outputs, "with K taken for the number of outputs; it is the number of inputs in a sum"),
+        Mistake(counts_the_rows, "with K taken for the number of rows, `len(x)`; it is the number of inputs in a sum"),
         Mistake(adds_the_sum_of_the_weights, "with the sum of the weights added; its sign is minus"),
         Mistake(adds_the_sum_of_the_inputs, "with the sum of the inputs added; its sign is minus"),
         Mistake(adds_all_corrections, "with every correction added; only the last one has a plus"),
@@ -247,6 +252,11 @@ def truncates(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
 
 def never_clamps(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
     q = torch.round(accumulator * (x_scale * w_scale / y_scale) + y_zero_point)
+    return q.to(torch.int64).to(torch.int8)
+
+
+def clamps_before_it_adds(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
+    q = torch.round(accumulator * (x_scale * w_scale / y_scale)).clamp(*quant_range(bits)) + y_zero_point
     return q.to(torch.int64).to(torch.int8)
 
 
@@ -328,6 +338,9 @@ REQUANTIZE = Exercise(
         Mistake(floors, "with floor in place of round"),
         Mistake(truncates, "with no round before the cast, which cuts off the decimals"),
         Mistake(never_clamps, "with no clamp before the cast: what lies outside the range wraps around"),
+        Mistake(
+            clamps_before_it_adds, "with the clamp before the zero point is added; clamp what you cast, at the end"
+        ),
         Mistake(clamps_to_8_bits, "with a clamp to -128 and 127 whatever the bits; the range is quant_range(bits)"),
         Mistake(forgets_the_zero_point, "without the zero point of the result"),
         Mistake(subtracts_the_zero_point, "with the zero point subtracted; this is the way in, where it is added"),
@@ -366,9 +379,9 @@ def numbers(*shape, low=-1.0, high=1.0):
     return (torch.arange(count) * 17 % count / count * (high - low) + low).reshape(shape)
 
 
-def layers(channels, outputs, bias, stride=1, padding=0):
+def layers(channels, outputs, bias, stride=1, padding=0, dilation=1):
     """A convolution and a batch norm with literal weights. One variance is as small as eps, so that eps is seen."""
-    conv = torch.nn.Conv2d(channels, outputs, 3, stride, padding, bias=bias).eval().requires_grad_(False)
+    conv = torch.nn.Conv2d(channels, outputs, 3, stride, padding, dilation, bias=bias).eval().requires_grad_(False)
     conv.weight.copy_(numbers(outputs, channels, 3, 3))
     if bias:
         conv.bias.copy_(numbers(outputs, low=0.3, high=0.9))
@@ -480,19 +493,29 @@ def loses_the_geometry(conv, bn):
     return fused
 
 
+def loses_the_dilation(conv, bn):
+    fused = folds(conv, bn)
+    fused.dilation = (1, 1)
+    return fused
+
+
 def does_what_both_do(answer):
     """On a picture, the folded layer gives what the two layers give one after the other, its stride included."""
-    conv, bn = layers(2, 3, bias=True, stride=2, padding=1)
-    picture = numbers(1, 2, 7, 7)
-    both = bn(conv(picture))
-    folded = answer(conv, bn)(picture)
-    if folded.shape != both.shape:
-        return (
-            f"for a conv of stride 2 and padding 1, the folded layer turns a picture of 7 x 7 into {size_of(folded)}, "
-            f"the two layers into {size_of(both)}."
-        )
-    worst = (folded - both).abs().max().item()
-    return f"on a picture, the folded layer is {worst:.4g} away from the two layers." if worst > 1e-4 else None
+    for geometry in ({"stride": 2, "padding": 1}, {"padding": 1, "dilation": 2}):
+        conv, bn = layers(2, 3, bias=True, **geometry)
+        picture = numbers(1, 2, 7, 7)
+        both = bn(conv(picture))
+        folded = answer(conv, bn)(picture)
+        words = " and ".join(f"{name} {size}" for name, size in geometry.items())
+        if folded.shape != both.shape:
+            return (
+                f"for a conv of {words}, the folded layer turns a picture of 7 x 7 into {size_of(folded)}, "
+                f"the two layers into {size_of(both)}."
+            )
+        worst = (folded - both).abs().max().item()
+        if worst > 1e-4:
+            return f"for a conv of {words}, the folded layer is {worst:.4g} away from the two layers on a picture."
+    return None
 
 
 def size_of(picture):
@@ -539,8 +562,9 @@ FUSE_CONV_BN = Exercise(
             scales_the_last_dimension,
             "with no reshape of the factor: it broadcasts along the last dimension, the kernel's width",
         ),
-        Mistake(works_in_place_on_conv, "with the conv's own weight changed; make a copy"),
+        Mistake(works_in_place_on_conv, "with the conv or the batch norm itself changed; make a copy"),
         Mistake(loses_the_geometry, "with a new Conv2d that has not the stride and the padding of the old one"),
+        Mistake(loses_the_dilation, "with a new Conv2d that has not the dilation of the old one"),
     ],
     parts=("weight", "bias"),
     hints=[
@@ -582,6 +606,13 @@ class StartsAtZero(MovingAverage):
     def __init__(self, momentum=0.1):
         super().__init__(momentum)
         self.low = self.high = torch.tensor(0.0)
+
+
+class TakesZeroForNothing(MovingAverage):
+    def observe(self, tensor):
+        if not self.low:
+            self.low = self.high = None
+        super().observe(tensor)
 
 
 class KeepsTheFirst(MovingAverage):
@@ -667,12 +698,21 @@ MOVING_AVERAGE = Exercise(
         Case("two batches and momentum 0.25", (BATCHES[:2],), {"momentum": 0.25}, use=watched),
         Case("four batches and momentum 0.25", (BATCHES,), {"momentum": 0.25}, use=watched),
         Case("batches that are all above 0", ([b.abs() + 1 for b in BATCHES],), use=watched),
+        Case(
+            "batches that come out of a ReLU, with 0 for the smallest number",
+            ([b.relu() for b in BATCHES],),
+            use=watched,
+        ),
     ],
     mistakes=[
         Mistake(
             SwapsTheShares, "with the shares swapped: the newest batch has the share `momentum`, the past the rest"
         ),
         Mistake(StartsAtZero, "with an average that starts at 0; the first batch is the average as it is"),
+        Mistake(
+            TakesZeroForNothing,
+            "with `if not self.low` for the first batch: a low end of 0.0 is false as well; ask whether it is None",
+        ),
         Mistake(KeepsTheFirst, "with the first batch alone"),
         Mistake(KeepsTheLatest, "with the latest batch alone"),
         Mistake(NeverForgets, "with the smallest and the largest number ever seen; that is the other observer"),
