@@ -56,6 +56,12 @@ class Property:
     holds: Callable
 
 
+class Words(str):
+    """A description that is shown without quotation marks."""
+
+    __repr__ = str.__str__
+
+
 @dataclasses.dataclass(frozen=True)
 class Value:
     """The key of an exercise that asks for a value: a short expression, over `torch` and plain Python."""

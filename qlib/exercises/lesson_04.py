@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from qlib.affine import asymmetric_qparams, choose_qparams, quant_range, quantize
-from qlib.exercises.exercise import Case, Exercise, Mistake, Property
+from qlib.exercises.exercise import Case, Exercise, Mistake, Property, Words
 from qlib.exercises.judge import kind, short
 from qlib.scheme import Scheme
 from qlib.tensor import QTensor, quantize_tensor
@@ -209,12 +209,6 @@ ASYMMETRIC_QPARAMS = Exercise(
 
 
 # ---------------------------------------------------------------- 04.2 quantize_tensor
-
-
-class Words(str):
-    """A description that is shown without quotation marks."""
-
-    __repr__ = str.__str__
 
 
 def look_inside(answer, tensor, scheme):

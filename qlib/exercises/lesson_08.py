@@ -3,8 +3,7 @@
 import torch
 
 from qlib.affine import expand_groups, split_groups
-from qlib.exercises.exercise import Case, Exercise, Mistake
-from qlib.exercises.lesson_04 import Words
+from qlib.exercises.exercise import Case, Exercise, Mistake, Words
 
 pad = torch.nn.functional.pad
 
