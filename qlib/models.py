@@ -1,6 +1,7 @@
 """The lessons' real models and data, one loader each. Everything is on disk already; nothing reaches for a network."""
 
 import collections
+import contextlib
 import hashlib
 import importlib.util
 import itertools
@@ -157,19 +158,15 @@ def accuracy(net, pictures, labels):
         return (net(pictures).argmax(-1) == labels).double().mean().item()
 
 
+@contextlib.contextmanager
 def quiet_loading():
     """A context in which transformers draws no progress bar and prints no notices."""
-    return _QuietLoading()
-
-
-class _QuietLoading:
-    def __enter__(self):
-        self.verbosity = transformers.logging.get_verbosity()
-        self.had_bar = transformers.logging.is_progress_bar_enabled()
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-
-    def __exit__(self, *error):
-        transformers.logging.set_verbosity(self.verbosity)
-        if self.had_bar:
+    verbosity, had_bar = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if had_bar:
             transformers.logging.enable_progress_bar()

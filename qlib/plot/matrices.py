@@ -117,25 +117,19 @@ def sharing(shape, schemes):
     for axis, scheme in zip(axes.flat, schemes, strict=True):
         block = block_numbers(shape, scheme)
         sizes = block.unique(return_counts=True)[1]
-        seaborn.heatmap(
-            block,
-            ax=axis,
-            cmap=seaborn.color_palette("colorblind", len(sizes)),
-            alpha=0.55,
-            annot=True,
-            annot_kws={"color": "black"},
-            fmt="d",
-            cbar=False,
-            square=True,
-            linewidths=1,
-            xticklabels=False,
-            yticklabels=False,
-        )
+        colours = seaborn.color_palette("colorblind", len(sizes))
+        draw_numbers(axis, block, cmap=colours, alpha=0.55, annot_kws={"color": "black"})
         scales = f"{len(sizes)} scale{'s' * (len(sizes) > 1)}"
         axis.set_title(f"{scheme.granularity}: {scales}")
         weights = " or ".join(str(size) for size in sizes.unique().tolist()[::-1])
         parts.append(f"{scheme.granularity}, {scales} for {weights} weights{' each' * (len(sizes) > 1)}")
     return Picture(figure, f"Which weights of a {shape[0]} x {shape[1]} matrix share a scale: {'; '.join(parts)}.")
+
+
+def draw_numbers(axis, values, **colours):
+    """A small matrix of whole numbers, each written in its cell; `colours` as seaborn.heatmap takes them."""
+    frame = {"square": True, "linewidths": 1, "cbar": False, "xticklabels": False, "yticklabels": False}
+    seaborn.heatmap(values, ax=axis, annot=True, fmt="d", **frame, **colours)
 
 
 def block_numbers(shape, scheme):
@@ -267,20 +261,7 @@ def integers(panels, bits):
     figure, axes = new_figure(3.3 * len(panels), 3.3, columns=len(panels), squeeze=False)
     parts = []
     for axis, (title, values) in zip(axes.flat, panels.items(), strict=True):
-        seaborn.heatmap(
-            values,
-            ax=axis,
-            cmap=VALUES,
-            vmin=qmin,
-            vmax=qmax,
-            annot=True,
-            fmt="d",
-            cbar=False,
-            square=True,
-            linewidths=1,
-            xticklabels=False,
-            yticklabels=False,
-        )
+        draw_numbers(axis, values, cmap=VALUES, vmin=qmin, vmax=qmax)
         axis.set_title(title)
         used = values.unique().tolist()
         parts.append(f"{title}: {len(used)} different ones from {used[0]} to {used[-1]}")
