@@ -7,7 +7,7 @@ qtensor.dequantize(), qtensor.nbytes, qtensor.bits_per_weight
 """
 
 from qlib.affine import choose_qparams, dequantize, fake_quantize, quant_range, quantize
-from qlib.checkpoint import load_tensors, save_tensors
+from qlib.checkpoint import load_quantized, load_tensors, quantize_checkpoint, save_quantized, save_tensors
 from qlib.linear import QLinear
 from qlib.model import quantize_model, replace_linear
 from qlib.packing import pack, unpack
@@ -26,13 +26,16 @@ __all__ = [
     "choose_qparams",
     "dequantize",
     "fake_quantize",
+    "load_quantized",
     "load_tensors",
     "pack",
     "quant_range",
     "quantize",
+    "quantize_checkpoint",
     "quantize_model",
     "quantize_tensor",
     "replace_linear",
+    "save_quantized",
     "save_tensors",
     "unpack",
 ]

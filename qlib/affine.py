@@ -141,6 +141,14 @@ def block_range(tensor, scheme):
     return channel_range(tensor, scheme.axis)
 
 
+def qparam_shape(rows, columns, scheme):
+    """The shape of the scales of a (rows, columns) matrix, no matrix needed: as `choose_qparams` would give them."""
+    rows, columns = max(rows, 1), max(columns, 1)
+    if scheme.group_size is not None:
+        return rows, -(-columns // scheme.group_size)
+    return {None: (), 0: (rows, 1), 1: (1, columns)}[scheme.axis]
+
+
 def channel_range(tensor, axis):
     """The smallest and the largest value of each channel: of each row for axis 0, of each column for axis 1.
 

@@ -5,7 +5,7 @@ The arithmetic of W8A8 is that of Jacob et al. 2018 (arXiv:1712.05877), section 
 
 import torch
 
-from qlib.affine import asymmetric_qparams, block_range, channel_range, dequantize, quant_range, quantize
+from qlib.affine import asymmetric_qparams, channel_range, dequantize, qparam_shape, quant_range, quantize
 from qlib.scheme import INT8
 from qlib.tensor import QTensor, quantize_tensor
 
@@ -28,12 +28,11 @@ class QLinear(torch.nn.Module):
     def __init__(self, in_features, out_features, scheme, bias=True, device=None):
         super().__init__()
         self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
-        weight = torch.empty(out_features, in_features, device="meta")
-        qparam_shape = block_range(weight, scheme)[0].shape
+        shape = qparam_shape(out_features, in_features, scheme)
         packed_shape = (out_features, (in_features * scheme.bits + 7) // 8)
         self.register_buffer("packed", torch.zeros(packed_shape, dtype=torch.uint8, device=device))
-        self.register_buffer("scale", torch.ones(qparam_shape, device=device))
-        zero_point = None if scheme.symmetric else torch.zeros(qparam_shape, dtype=torch.int8, device=device)
+        self.register_buffer("scale", torch.ones(shape, device=device))
+        zero_point = None if scheme.symmetric else torch.zeros(shape, dtype=torch.int8, device=device)
         self.register_buffer("zero_point", zero_point)
         self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
 
@@ -50,13 +49,28 @@ class QLinear(torch.nn.Module):
             TypeError, ValueError: the layer is of another kind, or its weight cannot be quantized.
         """
         name = name or type(linear).__name__
-        weight = weight_of(linear, name)
-        qtensor = quantize_tensor(weight, scheme, f"{name}.weight")
-        layer = cls(weight.shape[1], weight.shape[0], scheme, bias=False, device="meta")
+        qtensor = quantize_tensor(weight_of(linear, name), scheme, f"{name}.weight")
+        return cls.from_qtensor(qtensor, linear.bias).train(linear.training)
+
+    @classmethod
+    def from_qtensor(cls, qtensor, bias=None):
+        """A layer on a weight that is quantized already, by whatever method; it shares the weight's memory.
+
+        Args:
+            qtensor: a QTensor of shape (out_features, in_features).
+            bias: (out_features,) or None; it is copied.
+        """
+        outputs, inputs = qtensor.shape
+        layer = cls(inputs, outputs, qtensor.scheme, bias=False, device="meta")
         layer.packed, layer.scale = qtensor.packed, qtensor.scale
-        layer.zero_point = None if scheme.symmetric else qtensor.zero_point
-        layer.bias = None if linear.bias is None else linear.bias.detach().clone()
-        return layer.train(linear.training)
+        layer.zero_point = None if qtensor.scheme.symmetric else qtensor.zero_point
+        layer.bias = None if bias is None else bias.detach().clone()
+        return layer
+
+    @property
+    def weight(self):
+        """The real numbers of the weight, float32, made anew at each call: for code that looks at it, as T5's does."""
+        return self.qtensor.dequantize()
 
     @property
     def qtensor(self):

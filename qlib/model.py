@@ -2,6 +2,7 @@
 
 import copy
 import fnmatch
+from collections import Counter
 
 import torch
 
@@ -13,11 +14,14 @@ from qlib.tensor import check_quantizable
 # ---------------------------------------------------------------- quantized layers in a model
 
 
-def quantize_model(model, scheme, ignore=("lm_head",), progress=True):
+def quantize_model(model, scheme, ignore=("lm_head",), progress=True, quantize_layer=QLinear.from_linear):
     """Quantize the weights of a model's linear layers, in place.
 
     Layers are replaced one at a time, so that beside the model there is never more than one layer's weight. All are
     looked at before the first is touched: a weight that cannot be quantized leaves the model as it was.
+
+    A layer whose weight another module holds too, such as a head that is tied to the embedding, is left: replacing it
+    would cut the tie. A layer that stands in several places is quantized once, and stays one.
 
     Args:
         model: a torch.nn.Module; its nn.Linear and Conv1D layers become QLinear.
@@ -25,6 +29,7 @@ def quantize_model(model, scheme, ignore=("lm_head",), progress=True):
         ignore: which layers to leave, each a name ("lm_head" is also "model.lm_head"), a glob ("*.attn.*") or a
             predicate, called with the name and the layer.
         progress: whether to draw a progress bar where it takes more than two seconds.
+        quantize_layer: what makes a QLinear of (layer, scheme, name); by default it rounds. See qlib.methods.
 
     Returns:
         a Report.
@@ -34,16 +39,18 @@ def quantize_model(model, scheme, ignore=("lm_head",), progress=True):
     """
     bytes_before = state_dict_bytes(tensors_of(model))
     chosen, skipped = choose_layers(model, ignore)
+    places = places_of(model)
     for name in chosen:
         layer = model.get_submodule(name)
         check_quantizable(weight_of(layer, name), scheme, f"{name}.weight")
     quantized = []
     for name in progress_bar(chosen, "quantizing") if progress else chosen:
         layer = model.get_submodule(name)
-        replacement = QLinear.from_linear(layer, scheme, name)
+        replacement = quantize_layer(layer, scheme, name)
         ratio = sqnr(weight_of(layer, name).detach(), replacement.qtensor.dequantize())
         quantized.append(quantized_layer(name, layer.weight.nbytes, replacement.qtensor, ratio))
-        set_submodule(model, name, replacement)
+        for place in places[name]:
+            set_submodule(model, place, replacement)
     return Report(quantized, skipped, bytes_before, state_dict_bytes(tensors_of(model)))
 
 
@@ -59,37 +66,76 @@ def replace_linear(model, scheme, ignore=("lm_head",)):
         the names of the layers that were replaced.
     """
     chosen, _ = choose_layers(model, ignore)
-    for name in chosen:
+    replace_layers(model, dict.fromkeys(chosen, scheme))
+    return chosen
+
+
+def replace_layers(model, schemes):
+    """Put an empty QLinear in the place of each linear layer in {name: Scheme}, in place; see `replace_linear`."""
+    places = places_of(model)
+    for name, scheme in schemes.items():
         layer = model.get_submodule(name)
         outputs, inputs = weight_of(layer, name).shape
-        set_submodule(model, name, QLinear(inputs, outputs, scheme, layer.bias is not None, layer.weight.device))
-    return chosen
+        empty = QLinear(inputs, outputs, scheme, layer.bias is not None, layer.weight.device)
+        for place in places[name]:
+            set_submodule(model, place, empty.train(layer.training))
+
+
+def layers_to_quantize(model, ignore):
+    """The names of the linear layers of a model that can be quantized each on its own.
+
+    Left out are those that `ignore` speaks of, the model itself, and a layer whose weight another module holds too: a
+    head that is tied to the embedding. A layer that stands in several places is named once, for the first of them.
+
+    Args:
+        model, ignore: as for `quantize_model`.
+
+    Returns:
+        list of names, in the order of `named_modules`.
+    """
+    modules = list(model.named_modules())  # a module that stands in several places comes once
+    holders = Counter(id(weight) for _, module in modules for weight in module.parameters(recurse=False))
+    return [
+        name
+        for name, layer in modules
+        if name and is_linear(layer) and not is_ignored(name, layer, ignore) and holders[id(layer.weight)] == 1
+    ]
 
 
 def choose_layers(model, ignore):
     """The names of the linear layers to quantize, and a SkippedLayer for each other module that holds a matrix."""
-    owners = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
-    chosen, skipped = [], []
-    for name, layer in model.named_modules():
-        matrices = [p for p in layer.parameters(recurse=False) if p.ndim > 1]
-        if not matrices:
-            continue
-        tied = [other for other in owners[id(matrices[0])] if other.rpartition(".")[0] != name]
-        if not (isinstance(layer, torch.nn.Linear) or is_conv1d(layer)):
-            why = f"not a linear layer: {type(layer).__name__}"
-        elif is_ignored(name, layer, ignore):
-            why = "ignored"
-        elif tied:
-            why = f"tied to {tied[0]}"
-        elif not name:
-            why = "the model itself: use QLinear.from_linear"
-        else:
-            chosen.append(name)
-            continue
-        skipped.append(SkippedLayer(name, why, sum(p.nbytes for p in matrices)))
+    chosen, skipped = layers_to_quantize(model, ignore), []
+    holders = {}
+    for name, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            holders.setdefault(id(parameter), []).append(f"{name}.{key}")
+    done = set(chosen)
+    for name, module in model.named_modules():
+        nbytes = sum(parameter.nbytes for parameter in module.parameters(recurse=False) if parameter.ndim > 1)
+        if nbytes and name not in done:
+            skipped.append(SkippedLayer(name, why_left(name, module, holders), nbytes))
     return chosen, skipped
+
+
+def why_left(name, module, holders):
+    """Why `layers_to_quantize` left a module out; `holders` is {id of a parameter: its names in all modules}."""
+    if not is_linear(module):
+        return f"not a linear layer: {type(module).__name__}"
+    if not name:
+        return "the model itself: use QLinear.from_linear"
+    if id(module.weight) not in holders:
+        return "its weight is made of others"
+    tied = [other for other in holders[id(module.weight)] if other != f"{name}.weight"]
+    return f"tied to {tied[0].lstrip('.')}" if tied else "ignored"
+
+
+def is_linear(layer):
+    """Whether a QLinear can do a layer's work: nn.Linear, and transformers' Conv1D.
+
+    The output layer of PyTorch's MultiheadAttention is a Linear whose weight is read from outside, so it must keep it.
+    """
+    read_from_outside = isinstance(layer, torch.nn.modules.linear.NonDynamicallyQuantizableLinear)
+    return (isinstance(layer, torch.nn.Linear) and not read_from_outside) or is_conv1d(layer)
 
 
 def is_ignored(name, layer, ignore):
@@ -108,9 +154,80 @@ def set_submodule(model, name, layer):
     setattr(model.get_submodule(parent), child, layer)
 
 
+def places_of(model):
+    """{name: all names of the same module}: a module may stand in several places of the tree, and must stay one."""
+    names = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return {name: same for same in names.values() for name in same}
+
+
 def tensors_of(model):
     """{name: tensor} of all parameters and buffers, those that a state dict leaves out included."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def still_on_meta(model):
+    """The names of a model's parameters and buffers that are on the meta device, where a tensor has no values.
+
+    Buffers that a state dict leaves out count too; what has several names is named once.
+    """
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [name for name, tensor in tensors if tensor.is_meta]
+
+
+# ---------------------------------------------------------------- which layers mind
+
+
+def sensitivity(model, names, scheme, measure):
+    """How good a model is with one of its layers quantized and all others as they are, for each layer in turn.
+
+    The layers change places in the model itself, so that beside it there is never more than one layer; each is put
+    back before the next is tried, even where `measure` raises or is interrupted.
+
+    Args:
+        model: a torch.nn.Module.
+        names: of linear layers of it, as `layers_to_quantize` gives them.
+        scheme: a Scheme for the layer that is tried.
+        measure: measure(model) gives a number, such as a perplexity.
+
+    Returns:
+        {name: number}, in the order of `names`.
+    """
+    places, values = places_of(model), {}
+    for name in names:
+        layer = model.get_submodule(name)
+        quantized = QLinear.from_linear(layer, scheme, name)
+        try:
+            for place in places[name]:
+                set_submodule(model, place, quantized)
+            values[name] = measure(model)
+        finally:
+            for place in places[name]:
+                set_submodule(model, place, layer)
+    return values
+
+
+def layers_to_leave(damage, price, budget):
+    """Which layers to leave at more bits when that may cost `budget` bytes in all: the most damage avoided per byte.
+
+    Greedy: from the layer with the most damage per byte to the one with the least, each is taken if its price still
+    fits into what is left of the budget, and passed over if not. Of two alike the first one comes first.
+
+    Args:
+        damage: {name: how much worse the model is when the layer has few bits}. Layers that do none are not taken.
+        price: {name: bytes that more bits for the layer cost}, above 0.
+        budget: bytes.
+
+    Returns:
+        list of names, in the order in which they were taken.
+    """
+    taken = []
+    for name in sorted(damage, key=lambda name: damage[name] / price[name], reverse=True):
+        if damage[name] > 0 and price[name] <= budget:
+            taken.append(name)
+            budget -= price[name]
+    return taken
 
 
 # ---------------------------------------------------------------- batch norms and integer nets

@@ -5,6 +5,7 @@ import html
 import math
 import os
 import pathlib
+import re
 import sys
 
 import pandas
@@ -105,6 +106,16 @@ def fit_text(count, bits, group_size, memory, device):
         f"{cost}, {rounded(8 * nbytes / count, 3)} bits a weight. That is {difference} {more_or_less} than the "
         f"{rounded(memory / 1e9, 1)} GB of {device}: they {verdict}."
     )
+
+
+def peak_memory():
+    """The most bytes of memory that this process has held at once: its peak resident set, mapped files included."""
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():  # on Linux, where getrusage would also count what the parent held when it started this process
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def in_units(nbytes):

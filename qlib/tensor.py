@@ -2,7 +2,7 @@
 
 import torch
 
-from qlib.affine import block_range, choose_qparams, dequantize, expand_groups, quant_range, quantize
+from qlib.affine import block_range, choose_qparams, dequantize, expand_groups, qparam_shape, quant_range, quantize
 from qlib.packing import pack, unpack
 from qlib.scheme import Scheme
 
@@ -129,7 +129,10 @@ def check_parts(qtensor):
             f"packed is {qtensor.packed.dtype} of shape {tuple(qtensor.packed.shape)}; "
             f"{tuple(shape)} at {scheme.bits} bits needs torch.uint8 of {packed_shape}"
         )
-    scale_shape = block_range(torch.empty(shape, device="meta"), scheme)[0].shape
+    if len(shape) == 2:  # by far the most frequent, and many times faster
+        scale_shape = qparam_shape(*shape, scheme)
+    else:
+        scale_shape = block_range(torch.empty(shape, device="meta"), scheme)[0].shape
     for part in qtensor.parts.keys() - {"packed"}:
         found = tuple(qtensor.parts[part].shape)
         if found != scale_shape:

@@ -1,0 +1,162 @@
+"""The plug-in for transformers: `from_pretrained` and `save_pretrained` speak qlib once this module is imported.
+
+    import qlib.hf
+    model = AutoModelForCausalLM.from_pretrained(path, quantization_config=qlib.hf.QlibConfig(bits=4, group_size=64))
+    model.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+
+Each weight is quantized as it is read, so that no more than one of them is held in full precision. The layers are the
+same QLinear that `quantize_model` makes, and the folder is the same that `save_quantized` writes. Written for the
+interfaces of transformers 5.23: `register_quantization_config` and `register_quantizer`.
+"""
+
+import dataclasses
+
+from transformers.core_model_loading import ConversionOps
+from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from qlib.checkpoint import METHOD, quantized_layers
+from qlib.linear import QLinear
+from qlib.model import choose_layers, replace_layers, set_submodule
+from qlib.scheme import Scheme
+from qlib.tensor import QTensor
+
+
+@register_quantization_config(METHOD)
+class QlibConfig(QuantizationConfigMixin):
+    """What `from_pretrained` is to do with the weights of the linear layers.
+
+    Args:
+        bits, symmetric, axis, group_size: as for Scheme.
+        ignore: names and globs of layers to leave, as for `quantize_model`.
+        layers: {name: settings of a Scheme} of a model that is quantized already; config.json has it, nobody gives it.
+
+    Raises:
+        ValueError, TypeError: there is no such Scheme.
+    """
+
+    def __init__(
+        self, bits=8, symmetric=True, axis=0, group_size=None, ignore=("lm_head",), layers=None, quant_method=METHOD
+    ):
+        self.quant_method = quant_method
+        scheme = Scheme(bits=bits, symmetric=symmetric, axis=axis, group_size=group_size)
+        self.bits, self.symmetric, self.axis, self.group_size = dataclasses.astuple(scheme)
+        self.ignore = [ignore] if isinstance(ignore, str) else list(ignore)
+        self.layers = layers
+
+    @property
+    def scheme(self):
+        return Scheme(bits=self.bits, symmetric=self.symmetric, axis=self.axis, group_size=self.group_size)
+
+
+@register_quantizer(METHOD)
+class QlibQuantizer(HfQuantizer):
+    """Puts QLinear layers in a model that transformers loads: empty ones for a file to fill, or one a float weight."""
+
+    def _process_model_before_weight_loading(self, model, **_):
+        if self.pre_quantized:
+            layers = self.quantization_config.layers
+            replace_layers(model, {name: Scheme(**settings) for name, settings in layers.items()})
+            return
+        if model.tp_size is not None:
+            raise ValueError("tensor parallelism takes a model that is quantized already: save_quantized it first")
+        # transformers ties weights only after it has loaded them, so what will be tied has to be asked for.
+        tied = {*model.all_tied_weights_keys, *model.all_tied_weights_keys.values()}
+        chosen, _ = choose_layers(model, self.quantization_config.ignore)
+        self.weights = {f"{name}.weight" for name in chosen} - tied
+
+    def _process_model_after_weight_loading(self, model, **_):
+        self.quantization_config.layers = quantized_layers(model)
+        if model.tp_size is not None:
+            share_layers(model)
+
+    def param_needs_quantization(self, model, param_name, **_):
+        return not self.pre_quantized and param_name in self.weights
+
+    def param_element_size(self, model, param_name, param):
+        scheme = self.quantization_config.scheme
+        return scheme.bits / 8 if self.param_needs_quantization(model, param_name) else param.element_size()
+
+    def get_quantize_ops(self):
+        return QuantizeWeight(self)
+
+    @property
+    def is_trainable(self):
+        return False
+
+    def is_serializable(self):
+        return True
+
+
+class QuantizeWeight(ConversionOps):
+    """What is done with one float weight that was read for a linear layer: a QLinear takes the layer's place."""
+
+    def __init__(self, quantizer):
+        self.quantizer = quantizer
+
+    def convert(self, input_dict, model=None, full_layer_name=None, missing_keys=None, **_):
+        """Quantize the one tensor in `input_dict`, {pattern: tensor or [tensor]}; nothing is left to be set."""
+        (weight,) = input_dict.values()
+        weight = weight[0] if isinstance(weight, list) else weight
+        name = full_layer_name.removesuffix(".weight")
+        layer = model.get_submodule(name)
+        layer.weight = type(layer.weight)(weight, requires_grad=False)
+        quantized = QLinear.from_linear(layer, self.quantizer.quantization_config.scheme, name)
+        quantized._is_hf_initialized = True
+        set_submodule(model, name, quantized)
+        missing_keys.discard(full_layer_name)
+        return {}
+
+
+# ---------------------------------------------------------------- tensor parallelism
+
+
+def share_layers(model):
+    """Leave each process its share of every QLinear, as transformers' plan for the model says.
+
+    transformers shares out parameters, and the weight of a QLinear is made of buffers, so each process reads it whole
+    and then keeps its part.
+    """
+    mesh = model._device_mesh if model._device_mesh.ndim == 1 else model._device_mesh["tp"]
+    for name, layer in model.named_modules():
+        style = model.tp_plan.get(replace_layer_number_by_wildcard(name))
+        if isinstance(layer, QLinear) and style is not None:
+            share_layer(layer, name, style, mesh.get_local_rank(), mesh.size())
+
+
+def share_layer(layer, name, style, rank, size):
+    """Cut a QLinear down to this process's rows ("colwise": outputs) or columns ("rowwise": inputs), in place.
+
+    Raises:
+        ValueError: the plan asks for another style, or a share would cut a group in two.
+    """
+    qtensor, scheme = layer.qtensor, layer.scheme
+    if style not in ("colwise", "rowwise"):
+        raise ValueError(f"{name}: tensor parallelism {style!r} is not for quantized layers; leave it to `ignore`")
+    dim = 0 if style == "colwise" else 1
+    whole = qtensor.shape[dim]
+    unit = scheme.group_size or 1 if dim == 1 else 1
+    if whole % (size * unit):
+        raise ValueError(f"{name}: {whole} {'inputs' if dim else 'outputs'} do not share out among {size} by {unit}")
+    share = slice(rank * whole // size, (rank + 1) * whole // size)
+    scale, zero_point = (part_of(part, dim, share, whole) for part in (qtensor.scale, qtensor.zero_point))
+    part = QTensor(qtensor.values[share] if dim == 0 else qtensor.values[:, share], scale, zero_point, scheme)
+    layer.packed, layer.scale = part.packed, part.scale
+    layer.zero_point = None if scheme.symmetric else part.zero_point
+    layer.out_features, layer.in_features = part.shape
+    if layer.bias is not None and dim == 0:
+        layer.bias = layer.bias[share].clone()
+    elif rank > 0:
+        layer.bias = None  # the processes' outputs are added up, and the bias belongs in the sum once
+    layer._hf_quantized_needs_local_tp = True  # transformers: hand this layer plain tensors
+
+
+def part_of(qparam, dim, share, whole):
+    """The part of a scale or zero point that belongs to the `share` of `whole` rows or columns."""
+    if qparam.ndim < 2 or qparam.shape[dim] == 1:
+        return qparam
+    per = whole // qparam.shape[dim]  # 1, or the size of a group
+    share = slice(share.start // per, share.stop // per)
+    return (qparam[share] if dim == 0 else qparam[:, share]).clone()
