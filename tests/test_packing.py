@@ -1,13 +1,15 @@
-"""Packing puts small integers side by side, low bits first, and unpacking reads them back."""
+"""Packing puts small integers side by side, low bits first, and unpacking reads them back; other layouts likewise."""
 
 import numpy as np
 import pytest
 import torch
+from compressed_tensors.compressors.pack_quantized import pack_to_int32, unpack_from_int32
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from qlib import pack, unpack
+from qlib.packing import LAYOUTS, pack_loop, pack_words, unpack_loop, unpack_words
 
 BITS = st.integers(1, 8)
 EACH_WIDTH = pytest.mark.parametrize("bits", range(1, 9))
@@ -139,3 +141,127 @@ def test_more_values_than_the_bytes_hold_are_refused(octets, bits, count):
     held = octets * 8 // bits
     with pytest.raises(ValueError, match=f"{octets} bytes hold {held} values of {bits} bits, not {count}"):
         unpack(torch.zeros(octets, dtype=torch.uint8), bits, count)
+
+
+# ---------------------------------------------------------------- the loops, and single fields
+
+
+@given(packable(max_dims=1))
+def test_the_loops_give_what_the_vectorised_functions_give(drawn):
+    bits, values = drawn
+    packed = pack_loop(values, bits)
+    assert packed.dtype == torch.uint8 and torch.equal(packed, pack(values, bits))
+    came_back = unpack_loop(packed, bits, len(values))
+    assert came_back.dtype == torch.uint8 and torch.equal(came_back, values)
+
+
+def test_the_loop_keeps_the_low_bits_of_a_value_alone():
+    assert pack_loop(torch.tensor([0b101, -1, 0b100, 2]), 2).tolist() == [0b10_00_11_01]
+
+
+def test_at_3_bits_eight_values_are_24_bits():
+    values = torch.arange(8, dtype=torch.uint8)
+    assert pack_loop(values, 3).tolist() == pack(values, 3).tolist() == [0b10_001_000, 0b1_100_011_0, 0b111_110_10]
+
+
+# ---------------------------------------------------------------- the layouts of other systems
+
+
+def words_by_big_integer(values, bits):
+    """The independent reference: one Python integer of any length, written out as words of 32 bits."""
+    octets = bytes(packed_by_big_integer(values, bits))
+    return np.frombuffer(octets.ljust(-(-len(octets) // 4) * 4, b"\0"), dtype="<i4").tolist()
+
+
+@given(packable(min_dims=2, max_dims=2))
+def test_words_are_those_of_a_big_integer(drawn):
+    bits, rows = drawn
+    packed = pack_words(rows, bits)
+    assert packed.dtype == torch.int32 and packed.shape == (len(rows), -(-bits * rows.shape[1] // 32))
+    for row, words in zip(rows, packed, strict=True):
+        assert words.tolist() == words_by_big_integer(row.tolist(), bits)
+
+
+@given(packable(min_dims=2, max_dims=3))
+def test_words_are_those_of_compressed_tensors(drawn):
+    bits, rows = drawn
+    theirs = (rows.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)  # it counts from the smallest integer
+    if rows.numel():
+        packed = pack_words(rows, bits)
+        assert torch.equal(packed, pack_to_int32(theirs, bits))
+        assert torch.equal(unpack_from_int32(packed, bits, rows.shape), theirs)
+
+
+@given(packable())
+def test_what_is_in_words_comes_back(drawn):
+    bits, values = drawn
+    assert torch.equal(unpack_words(pack_words(values, bits), bits, values.shape[-1]), values)
+
+
+def test_words_may_lie_in_memory_in_any_way():
+    values = torch.arange(64, dtype=torch.uint8).reshape(8, 8) % 16
+    assert torch.equal(pack_words(values.T, 4), pack_words(values.T.contiguous(), 4))
+    column = torch.arange(6, dtype=torch.int32).reshape(2, 3)[:, 1:2]
+    assert torch.equal(unpack_words(column, 8), torch.tensor([[1, 0, 0, 0], [4, 0, 0, 0]]))
+
+
+@st.composite
+def matrices(draw, rows, columns, widths):
+    """(bits, codes): codes of a matrix whose sizes are multiples of `rows` and `columns`."""
+    bits = draw(st.sampled_from(widths))
+    shape = (rows * draw(st.integers(1, 4)), columns * draw(st.integers(1, 4)))
+    return bits, torch.from_numpy(draw(arrays.arrays(np.uint8, shape, elements=st.integers(0, 2**bits - 1))))
+
+
+# What a layout asks of (outputs, inputs), and its widths.
+FITTING = {
+    "low bits first": (1, 1, range(1, 9)),
+    "compressed-tensors": (1, 1, range(1, 9)),
+    "gptq": (1, 32, [2, 3, 4, 8]),
+    "awq": (8, 1, [4]),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@given(st.data())
+def test_every_layout_gives_back_what_it_packed(name, data):
+    bits, codes = data.draw(matrices(*FITTING[name]))
+    packed = LAYOUTS[name].pack(codes, bits)
+    assert packed.dtype == (torch.uint8 if name == "low bits first" else torch.int32)
+    came_back = LAYOUTS[name].unpack(packed, bits, codes.shape[1])
+    assert came_back.dtype == torch.uint8 and torch.equal(came_back, codes)
+
+
+@pytest.mark.parametrize("source", LAYOUTS)
+@pytest.mark.parametrize("target", LAYOUTS)
+def test_from_each_layout_to_each_other_at_4_bits(source, target):
+    codes = (torch.arange(16 * 64).reshape(16, 64) * 7 % 16).to(torch.uint8)
+    there = LAYOUTS[target].pack(LAYOUTS[source].unpack(LAYOUTS[source].pack(codes, 4), 4, 64), 4)
+    assert torch.equal(there, LAYOUTS[target].pack(codes, 4))
+
+
+def test_the_first_word_of_each_layout_by_hand():
+    """Weight (output, input) has the code output + 2 * input, so that each word says which weights are in it."""
+    codes = torch.arange(8)[:, None] + 2 * torch.arange(32)
+    first = {name: layout.pack(codes, 4).flatten()[:4] for name, layout in LAYOUTS.items()}
+    assert [f"{octet:02x}" for octet in first["low bits first"].tolist()] == ["20", "64", "a8", "ec"]
+    # Eight inputs of output 0, the first in the lowest four bits; GPTQ's next word is that of output 1.
+    words = {name: [f"{word & 0xFFFFFFFF:08x}" for word in first[name].tolist()] for name in LAYOUTS}
+    assert words["compressed-tensors"][:2] == ["eca86420", "eca86420"]
+    assert words["gptq"][:2] == ["eca86420", "fdb97531"]
+    # Eight outputs of input 0: the even ones, then the odd ones. The next word is that of input 1.
+    assert words["awq"][:2] == ["75316420", "97538642"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "bits", "why"),
+    [
+        ("gptq", (4, 31), 4, "31 is no multiple of 32"),
+        ("gptq", (4, 32), 5, "2, 3, 4 or 8 bits, not 5"),
+        ("awq", (12, 4), 4, "12 is no multiple of 8"),
+        ("awq", (8, 4), 8, "4 bits, not 8"),
+    ],
+)
+def test_what_a_layout_has_no_place_for_is_refused(name, shape, bits, why):
+    with pytest.raises(ValueError, match=why):
+        LAYOUTS[name].pack(torch.zeros(shape, dtype=torch.uint8), bits)
