@@ -6,6 +6,7 @@ A lesson's exercises are in lesson_NN.py, each an `Exercise` under the id its no
 import ast
 import collections
 import dataclasses
+import dis
 import functools
 import importlib
 import inspect
@@ -165,6 +166,7 @@ def with_short_docstrings(source):
 
 
 def names_in(code):
-    """The global and attribute names in a code object and those nested in it."""
+    """The names that a code object, and those nested in it, look up among the globals."""
     nested = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return set(code.co_names).union(*(names_in(inner) for inner in nested))
+    looked_up = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+    return looked_up.union(*(names_in(inner) for inner in nested))

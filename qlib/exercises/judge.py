@@ -120,12 +120,11 @@ def judge_code(exercise, answer):
             # An endless loop would be waited for once more on every case.
             endless = isinstance(outcome.error, sandbox.TooSlow)
             return join(f"With {case.label}: {message}", None if endless else diagnosis(exercise, answer, case))
-    for held in exercise.properties:
-        message = broken(held, answer)
-        if message:
-            same = (m for m in exercise.mistakes if broken(held, m.answer) == message)
-            named = next((m for m in same if passes_the_cases(exercise, m.answer)), None)
-            return join(message, named and f"That is what you get {named.diagnosis}.")
+    message = first_broken(exercise, answer)
+    if message:
+        same = (m for m in exercise.mistakes if first_broken(exercise, m.answer) == message)
+        named = next((m for m in same if passes_the_cases(exercise, m.answer)), None)
+        return join(message, named and f"That is what you get {named.diagnosis}.")
     return None
 
 
@@ -207,6 +206,11 @@ def difference(exercise, case, expected, got, part="result"):
         return next((message for message in found if message), None)
     if isinstance(expected, torch.Tensor):
         return tensor_difference(exercise, case, expected, got, part, what)
+    if isinstance(expected, dict) and isinstance(got, dict):
+        if list(got) != list(expected):
+            return f"{part} holds {', '.join(got)}; expected {', '.join(expected)}."
+        found = (difference(exercise, case, expected[key], got[key], key) for key in expected)
+        return next((message for message in found if message), None)
     if isinstance(expected, bool) or not isinstance(expected, numbers.Number):
         return None if type(got) is type(expected) and got == expected else f"{what} {got!r}, expected {expected!r}."
     if isinstance(got, bool) or not isinstance(got, numbers.Number):
@@ -243,6 +247,11 @@ def differs(expected, got):
     expected, got = expected.double(), got.double()
     largest = expected.abs().max() if expected.numel() else 0
     return ~((expected - got).abs() <= 1e-5 * expected.abs() + 1e-6 * largest)
+
+
+def first_broken(exercise, answer):
+    """What the first property that does not hold says of an answer, or None."""
+    return next((message for held in exercise.properties if (message := broken(held, answer))), None)
 
 
 def broken(held, answer):

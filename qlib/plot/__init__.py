@@ -1,5 +1,7 @@
 """Pictures for the lessons. Each carries its own description, computed from the data it draws."""
 
+from qlib.plot.answers import Completions, boxes_on_pictures, damage_bars, perplexity_curves
+from qlib.plot.bits import Bits, bit_rows, byte_explorer, file_parts, packed_bytes, word_layouts
 from qlib.plot.charts import (
     PERCENTS,
     Clip,
@@ -16,6 +18,7 @@ from qlib.plot.charts import (
     size_and_quality,
 )
 from qlib.plot.explorers import clipping_explorer, explore_groups, fit_calculator, grid_explorer, grid_svg
+from qlib.plot.files import peak_bars, safetensors_bytes
 from qlib.plot.matrices import (
     block_edges,
     block_numbers,
@@ -27,26 +30,35 @@ from qlib.plot.matrices import (
     integers,
     scales_in_a_matmul,
     sharing,
+    w8a16_steps,
 )
 from qlib.plot.numbers import byte_boxes, number_bits, rulers, running_total, staircase
 from qlib.plot.picture import Picture, new_figure, significant
+from qlib.plot.trees import module_trees
 
 __all__ = [
     "PERCENTS",
+    "Bits",
     "Clip",
+    "Completions",
     "Grid",
     "Picture",
+    "bit_rows",
     "block_edges",
     "block_numbers",
     "blocks",
+    "boxes_on_pictures",
     "broadcast",
     "byte_boxes",
+    "byte_explorer",
     "channel_maxima",
     "clipping",
     "clipping_explorer",
     "curve",
+    "damage_bars",
     "digit_pictures",
     "explore_groups",
+    "file_parts",
     "fit_calculator",
     "grid_explorer",
     "grid_over_histogram",
@@ -57,15 +69,22 @@ __all__ = [
     "integers",
     "memory_bars",
     "mode_qparams",
+    "module_trees",
     "new_figure",
     "number_bits",
     "observed_ranges",
+    "packed_bytes",
+    "peak_bars",
+    "perplexity_curves",
     "price_curves",
     "rulers",
     "running_total",
+    "safetensors_bytes",
     "scales_in_a_matmul",
     "sharing",
     "significant",
     "size_and_quality",
     "staircase",
+    "w8a16_steps",
+    "word_layouts",
 ]

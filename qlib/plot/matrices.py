@@ -244,6 +244,54 @@ def scales_in_a_matmul(outputs=3, inputs=4):
     return Picture(figure, caption)
 
 
+def w8a16_steps(weight, x, scales, bias):
+    """What a layer with int8 weights does to one input, number by number: sum, times a row's scale, plus the bias.
+
+    Args:
+        weight: (outputs, inputs) integers, at most about 6 of each.
+        x: (inputs,).
+        scales, bias: (outputs,).
+
+    Returns:
+        a Picture.
+    """
+    rows, columns = weight.shape
+    weight, x, scales, bias = (tensor.detach().double() for tensor in (weight, x, scales, bias))
+    sums = weight @ x
+    outputs = sums * scales + bias
+    steps = {
+        "weights × input,\nsummed": ("=", sums),
+        "scale": ("×", scales),
+        "bias": ("+", bias),
+        "output": ("=", outputs),
+    }
+    figure, axis = new_figure(9, 0.6 + 0.62 * (rows + 1.6))
+    grey, colours = (0.75, 0.75, 0.75), seaborn.color_palette("colorblind", rows)
+    for column in range(columns):
+        draw_cell(axis, column, 0, significant(x[column].item()), grey)
+    axis.text(-0.15, 0.475, "input", ha="right", va="center")
+    axis.text(-0.15, rows / 2 + 1.6, "int8\nweights", ha="right", va="center")
+    for row in range(rows):
+        for column in range(columns):
+            draw_cell(axis, column, row + 1.6, significant(weight[row, column].item()), colours[row])
+    for place, (name, (sign, numbers)) in enumerate(steps.items()):
+        left = columns + 0.5 + 1.6 * place
+        axis.text(left + 0.475, 1.45, name, ha="center", va="bottom")
+        for row in range(rows):
+            axis.text(left - 0.33, row + 2.07, sign, ha="center", va="center")
+            colour = grey if name == "bias" else colours[row]
+            draw_cell(axis, left, row + 1.6, significant(numbers[row].item()), colour)
+    axis.set(xlim=(-1.3, columns + 6.4), ylim=(rows + 1.7, -0.1), aspect="equal")
+    axis.axis("off")
+    told = "; ".join(
+        f"output {row}: {significant(sums[row].item())} times {significant(scales[row].item())} "
+        f"plus {significant(bias[row].item())} is {significant(outputs[row].item())}"
+        for row in range(rows)
+    )
+    layer = f"A layer of {columns} inputs and {rows} outputs"
+    return Picture(figure, f"{layer} on the input {rounded(x)}. Of the sums, {told}.")
+
+
 def draw_cell(axis, left, top, words, colour):
     """A square with words in it."""
     axis.add_patch(Rectangle((left, top), 0.95, 0.95, facecolor=(*colour, 0.45), edgecolor="white"))
