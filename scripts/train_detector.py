@@ -116,8 +116,8 @@ def draw_batch(rng, count):
     drawn = [draw_picture(rng) for _ in range(count)]
     pictures = torch.from_numpy(np.stack([picture for picture, _, _ in drawn])).contiguous()
     truth = [
-        Boxes(torch.tensor(b, dtype=torch.float32).view(-1, 4), torch.tensor(l).long(), torch.ones(len(l)))
-        for _, b, l in drawn
+        Boxes(torch.tensor(boxes, dtype=torch.float32).view(-1, 4), torch.tensor(labels), torch.ones(len(labels)))
+        for _, boxes, labels in drawn
     ]
     return pictures, truth
 

@@ -136,7 +136,7 @@ def test_what_the_script_saves_is_what_load_small_net_loads(train_digits, tmp_pa
     nets = [small_net(64, 5, 10), small_net(64, 5, 10)]
     (tmp_path / "digits").mkdir()
     monkeypatch.setattr(train_digits, "DATA", tmp_path)
-    monkeypatch.setattr("qlib.models.DATA", tmp_path)
+    monkeypatch.setattr("qlib.models.digits.DATA", tmp_path)
     train_digits.save_nets("two", nets)
     first = (tmp_path / "digits" / "two.safetensors").read_bytes()
     train_digits.save_nets("two", nets)

@@ -30,7 +30,7 @@ def copied_folder(tmp_path, monkeypatch):
     """A copy of the encoder's folder, which load_encoder takes for the installed one."""
     copy = shutil.copytree(encoder_folder(), tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     shutil.copy(encoder_folder() / "model.safetensors", copy)
-    monkeypatch.setattr(models, "encoder_folder", lambda: copy)
+    monkeypatch.setattr(models.encoder, "encoder_folder", lambda: copy)
     return copy
 
 

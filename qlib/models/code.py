@@ -8,7 +8,7 @@ from qlib.models.loading import DATA, quiet_loading
 
 
 def load_code_model(source=None):
-    """A small Llama that this project trained on the Python standard library: 4.5 million parameters, 6 layers.
+    """A small Llama that this project trained on the Python standard library: 4.2 million parameters, 6 layers.
 
     Args:
         source: None for the course's own, whose card is data/code/README.md; a folder or a Hub id, such as
