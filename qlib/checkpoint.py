@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 
 from qlib.linear import QLinear, is_conv1d, weight_of
-from qlib.model import choose_layers, replace_layers, still_on_meta
+from qlib.model import choose_layers, places_of, replace_layers, still_on_meta
 from qlib.report import progress_bar
 from qlib.scheme import Scheme
 from qlib.tensor import QTensor, plain_tensors, quantize_tensor
@@ -290,9 +290,9 @@ def fill(model, headers, folder):
     if missing:
         raise ValueError(f"{folder} lacks {missing[0]!r}, which a {type(model).__name__} needs")
     for path, header in headers.items():
-        with safetensors.safe_open(path, framework="pt") as file:
-            for key in progress_bar(list(header["tensors"]), f"loading {path.name}"):
-                put_tensor(model, shared[id(places[names[key]])], file.get_tensor(key))
+        # By hand: the library's reader maps the file into memory, and a model must outlive the file it came from.
+        for key in progress_bar(list(header["tensors"]), f"loading {path.name}"):
+            put_tensor(model, shared[id(places[names[key]])], read_tensor(path, key))
 
 
 def put_tensor(model, names, tensor):
@@ -403,7 +403,8 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
         raise ValueError(f"{source / CONFIG} says that this checkpoint is quantized already")
     headers = {path: file_header(path) for path in weight_files(source)}
     model = empty_model(source, config)
-    layers = {f"{name}.weight": model.get_submodule(name) for name in choose_layers(model, ignore)[0]}
+    chosen, places = choose_layers(model, ignore)[0], places_of(model)
+    layers = {f"{place}.weight": model.get_submodule(name) for name in chosen for place in places[name]}
     names = names_in_model(model, [key for header in headers.values() for key in header["tensors"]])
     homeless = [key for header in headers.values() for key in header["tensors"] if key not in names]
     if homeless:
@@ -413,8 +414,7 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
         )
     check_weights(source, headers, names, layers)
 
-    quantized = [weight.removesuffix(".weight") for weight in layers]
-    method = {"quant_method": METHOD, "layers": dict.fromkeys(quantized, dataclasses.asdict(scheme))}
+    method = {"quant_method": METHOD, "layers": dict.fromkeys(chosen, dataclasses.asdict(scheme))}
     new = begun_folder(folder, {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in headers} | method)
     weight_map = {}
     for path, header in headers.items():
@@ -433,12 +433,13 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
     write_json(new / CONFIG, config | {"quantization_config": method})
     (new / PLAN).unlink()
     put_in_place(new, folder)
-    return quantized
+    return chosen
 
 
 def check_weights(source, headers, names, layers):
     """Raise one clear error unless every layer's weight is in a file of `source`, in its shape."""
-    missing = sorted(layers.keys() - set(names.values()))
+    found = {id(layers[name]) for name in names.values() if name in layers}  # under one name, if it has several
+    missing = [name for name, layer in layers.items() if id(layer) not in found]
     if missing:
         raise ValueError(f"{source} lacks {missing[0]!r}, a weight that is to be quantized")
     for path, header in headers.items():
@@ -471,11 +472,11 @@ def planned_tensors(name, stored, layers, scheme):
 def quantize_file(source, target, plan, names, layers, scheme):
     """Quantize one safetensors file into another, tensor by tensor; `plan` is {key: planned_tensors}."""
     planned = {name: kind for tensors in plan.values() for name, kind in tensors.items()}
-    with safetensors.safe_open(source, framework="pt") as file, written_file(target, planned) as write:
+    with written_file(target, planned) as write:
         for key in progress_bar(list(plan), f"quantizing {source.name}"):
             layer = layers.get(names[key])
             # Nothing here keeps the tensor that was read: it is gone before the next one is.
-            for name, part in parts_of(names[key], file.get_tensor(key), layer, scheme, f"{source}: {key}").items():
+            for name, part in parts_of(names[key], read_tensor(source, key), layer, scheme, f"{source}: {key}").items():
                 write(name, part)
             del part
 
@@ -648,10 +649,11 @@ def read_tensor(path, key):
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(length))[key]
-        start, end = entry["data_offsets"]
+        start, _ = entry["data_offsets"]
+        tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
         file.seek(8 + length + start)
-        data = bytearray(file.read(end - start))
-    return torch.frombuffer(data, dtype=DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        file.readinto(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor
 
 
 def read_json(path):
