@@ -10,6 +10,8 @@ import sys
 
 import pandas
 import torch
+import torch.utils._python_dispatch
+import torch.utils._pytree
 import tqdm.auto
 
 from qlib.scheme import Scheme
@@ -124,6 +126,37 @@ def in_units(nbytes):
         if nbytes < 999.5 or unit == "TB":
             return f"{nbytes:.0f} {unit}" if unit == "bytes" or nbytes >= 99.95 else f"{nbytes:.1f} {unit}"
         nbytes /= 1000
+
+
+def memory_traffic(function, *args):
+    """Bytes that PyTorch's operations read and write while a function runs, as if nothing stayed in a cache.
+
+    Each operation counts the tensors that it is given as read and those that it makes as written; one that only looks
+    at the same memory in another shape counts nothing. Tensors on the meta device will do, for they have sizes.
+
+    Args:
+        function: called with `args`; of its own loops and kernels that are not PyTorch's nothing is known.
+
+    Returns:
+        {"read": bytes, "written": bytes}.
+    """
+    moved = {"read": 0, "written": 0}
+
+    def nbytes(tree):
+        tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    class Counter(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            out = operation(*args, **(kwargs or {}))
+            if not operation.is_view:
+                moved["read"] += nbytes((args, kwargs))
+                moved["written"] += nbytes(out)
+            return out
+
+    with Counter():
+        function(*args)
+    return moved
 
 
 # ---------------------------------------------------------------- errors

@@ -1,6 +1,13 @@
 """Pictures for the lessons. Each carries its own description, computed from the data it draws."""
 
-from qlib.plot.answers import Completions, boxes_on_pictures, damage_bars, perplexity_curves
+from qlib.plot.answers import (
+    Completions,
+    boxes_on_pictures,
+    damage_bars,
+    perplexity_curves,
+    readable,
+    short_name,
+)
 from qlib.plot.bits import Bits, bit_rows, byte_explorer, file_parts, packed_bytes, word_layouts
 from qlib.plot.charts import (
     PERCENTS,
@@ -33,6 +40,7 @@ from qlib.plot.matrices import (
     w8a16_steps,
 )
 from qlib.plot.numbers import byte_boxes, number_bits, rulers, running_total, staircase
+from qlib.plot.packed import speed_bars, traffic_bars, unpack_grid, unpacked_row
 from qlib.plot.picture import Picture, new_figure, significant
 from qlib.plot.trees import module_trees
 
@@ -77,14 +85,20 @@ __all__ = [
     "peak_bars",
     "perplexity_curves",
     "price_curves",
+    "readable",
     "rulers",
     "running_total",
     "safetensors_bytes",
     "scales_in_a_matmul",
     "sharing",
+    "short_name",
     "significant",
     "size_and_quality",
+    "speed_bars",
     "staircase",
+    "traffic_bars",
+    "unpack_grid",
+    "unpacked_row",
     "w8a16_steps",
     "word_layouts",
 ]

@@ -1,12 +1,12 @@
-"""Pictures of what models answer before and after: boxes around shapes, text that goes on, perplexity and what harms it."""
+"""Pictures of what models answer: boxes around shapes, text that goes on, perplexity and what harms it."""
 
 import html
-import os
+import itertools
 
 import numpy as np
 import seaborn
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from qlib.plot.picture import Picture, new_figure, significant
 
@@ -65,7 +65,7 @@ def draw_box(axis, box, colour, right):
 
 def right_boxes(found, truth, least_overlap=0.5):
     """Which of the boxes on one picture are right, as `average_precision` counts them: a list of bools."""
-    from qlib.models import overlap  # which imports transformers
+    from qlib.models.detector import overlap  # which imports transformers
 
     free, right = [True] * len(truth.labels), []
     for box, label in zip(found.boxes, found.labels.tolist(), strict=True):
@@ -76,6 +76,11 @@ def right_boxes(found, truth, least_overlap=0.5):
         if right[-1]:
             free[best] = False
     return right
+
+
+def readable(number, digits=3):
+    """A number as text with `digits` significant digits and no exponent, such as "17.0" or "4,650"."""
+    return f"{float(f'{number:.{digits}g}'):,.{max(digits - len(str(int(abs(number)))), 0)}f}"
 
 
 class Completions:
@@ -91,7 +96,8 @@ class Completions:
 
     def shared(self, text):
         """How many characters of a text are those of the first one, the prompt counted."""
-        return len(os.path.commonprefix([text, next(iter(self.texts.values()))]))
+        pairs = zip(text, next(iter(self.texts.values())), strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def __repr__(self):
         parts = []
@@ -140,21 +146,21 @@ def perplexity_curves(lines, reference, title):
         axis.plot(*zip(*sorted(points), strict=True), style, marker=marker, color=colour, label=label, markersize=6)
     axis.axhline(reference, color="black", linestyle=":", linewidth=1.2)
     axis.set(title=title, xlabel="bits a weight, scales and zero points counted", ylabel="perplexity", yscale="log")
-    left, right = axis.get_xlim()
-    axis.annotate("float32", (right, reference), (-4, -4), textcoords="offset points", ha="right", va="top", fontsize=9)
-    axis.set_xlim(left, right)
-    axis.set_ylim(bottom=reference * 0.78)
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.grid(alpha=0.3, which="both")
+    middle = sum(axis.get_xlim()) / 2
+    axis.annotate("float32", (middle, reference), (0, 3), textcoords="offset points", fontsize=9)
+    axis.set_ylim(bottom=reference * 0.75)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
     parts = [
-        f"{label}: " + ", ".join(f"{significant(y, 3)} at {significant(x, 3)}" for x, y in sorted(points))
+        f"{label}: " + ", ".join(f"{readable(y)} at {significant(x, 3)}" for x, y in sorted(points))
         for label, points in lines.items()
     ]
     return Picture(
         figure,
-        f"{title}: perplexity over bits a weight; float32 has {significant(reference, 3)}. " + "; ".join(parts) + ".",
+        f"{title}: perplexity over bits a weight; float32 has {readable(reference)}. " + "; ".join(parts) + ".",
     )
 
 
@@ -187,7 +193,7 @@ def damage_bars(damage, title, ylabel, named=4):
     axis.set(title=title, ylabel=ylabel, xticks=[np.mean(places) for places in ticks.values()])
     axis.set_xticklabels([f"block {block}" if block.isdigit() else block for block in ticks])
     axis.tick_params(axis="x", length=0)
-    axis.margins(x=0.01, y=0.12)
+    axis.margins(x=0.01, y=0.08)
     handles = [Rectangle((0, 0), 1, 1, facecolor=colours[kind]) for kind in kinds]
     axis.legend(handles, [kind.removesuffix("_proj") for kind in kinds], fontsize=9, ncols=2, frameon=False)
     parts = ", ".join(f"{name} {significant(damage[name], 2)}" for name in worst)
