@@ -5,7 +5,17 @@ The arithmetic of W8A8 is that of Jacob et al. 2018 (arXiv:1712.05877), section 
 
 import torch
 
-from qlib.affine import asymmetric_qparams, channel_range, dequantize, qparam_shape, quant_range, quantize
+from qlib import kernels
+from qlib.affine import (
+    asymmetric_qparams,
+    channel_range,
+    dequantize,
+    expand_groups,
+    qparam_shape,
+    quant_range,
+    quantize,
+)
+from qlib.packing import unpack
 from qlib.scheme import INT8
 from qlib.tensor import QTensor, quantize_tensor
 
@@ -28,6 +38,7 @@ class QLinear(torch.nn.Module):
     def __init__(self, in_features, out_features, scheme, bias=True, device=None):
         super().__init__()
         self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
+        self.plan = kernels.plan_for(scheme, in_features)
         shape = qparam_shape(out_features, in_features, scheme)
         packed_shape = (out_features, (in_features * scheme.bits + 7) // 8)
         self.register_buffer("packed", torch.zeros(packed_shape, dtype=torch.uint8, device=device))
@@ -81,9 +92,8 @@ class QLinear(torch.nn.Module):
 
     def forward(self, x):
         """x: (..., in_features) of a floating dtype; returns (..., out_features) of the same dtype."""
-        weight = self.qtensor.dequantize().to(x.dtype)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return torch.nn.functional.linear(x, weight, bias)
+        weight = (self.packed, self.scale, self.zero_point)
+        return kernels.linear(x, weight, self.bias, self.scheme, self.in_features, self.plan)
 
     def _apply(self, fn, recurse=True):
         """Follow the model to another device or dtype, but keep the scales float32."""
@@ -114,6 +124,30 @@ def weight_of(linear, name):
 def is_conv1d(layer):
     """Whether a layer is transformers' Conv1D (GPT-2's), told by its name: the core does not import transformers."""
     return type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers")
+
+
+def packed_linear(x, packed, scale, zero_point, bits, group_size, bias=None):
+    """A linear layer on packed weights: unpack them, turn them into real numbers, multiply.
+
+    It is QLinear's plain formula for a weight in groups; nothing that was unpacked is there any more when it returns.
+
+    Args:
+        x: (..., inputs), of a floating dtype.
+        packed: uint8, (outputs, ceil(inputs * bits / 8)): codes that count from the smallest integer, low bits first.
+        scale: float32, (outputs, groups).
+        zero_point: integers of the shape of `scale`.
+        bits: width of a weight, 2 to 8.
+        group_size: inputs that share a scale; the last group of a row may be shorter.
+        bias: (outputs,) in the dtype of x, or None.
+
+    Returns:
+        (..., outputs), in the dtype of x.
+    """
+    qmin, _ = quant_range(bits)
+    values = unpack(packed, bits, x.shape[-1]).to(torch.int16) + qmin
+    scale, zero_point = (expand_groups(part, values, group_size) for part in (scale, zero_point))
+    weight = dequantize(values, scale, zero_point).to(x.dtype)
+    return torch.nn.functional.linear(x, weight, bias)
 
 
 # ---------------------------------------------------------------- the arithmetic of W8A8

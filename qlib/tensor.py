@@ -1,13 +1,27 @@
 """QTensor: a tensor as quantization leaves it - packed integers, their scales and zero points, and the scheme."""
 
+import math
+
 import torch
 
-from qlib.affine import block_range, choose_qparams, dequantize, expand_groups, qparam_shape, quant_range, quantize
+from qlib.affine import (
+    asymmetric_qparams,
+    block_range,
+    choose_qparams,
+    dequantize,
+    expand_groups,
+    qparam_shape,
+    quant_range,
+    symmetric_qparams,
+)
 from qlib.packing import pack, unpack
 from qlib.scheme import Scheme
 
 # Up to this magnitude neither the width of a range nor a value half a step outside it overflows float32.
 LARGEST = torch.finfo(torch.float32).max / 2
+
+# Values that are quantized at a time: a megabyte of float32, which a core has in its own cache.
+BLOCK_SIZE = 64 * 4096
 
 
 class QTensor:
@@ -96,11 +110,71 @@ def quantize_tensor(tensor, scheme, name="tensor"):
     """
     check_quantizable(tensor, scheme, name)
     tensor = tensor.detach()  # a scale with a gradient would keep the whole tensor alive
+    if tensor.ndim > 1 and tensor.numel() > BLOCK_SIZE:
+        return quantize_blocks(tensor, scheme)
     scale, zero_point = choose_qparams(tensor, scheme)
-    columns_scale = expand_groups(scale, tensor, scheme.group_size)
-    columns_zero_point = expand_groups(zero_point, tensor, scheme.group_size)
-    values = quantize(tensor, columns_scale, columns_zero_point, scheme.bits)
-    return QTensor(values, scale, zero_point, scheme)
+    packed = quantize_packed(torch.atleast_1d(tensor).float(), scale, zero_point, scheme)
+    return QTensor.from_packed(packed, scale, zero_point, scheme, tensor.shape)
+
+
+def quantize_blocks(tensor, scheme):
+    """`quantize_tensor` for a large tensor, a few rows at a time; the result is the same.
+
+    What is made on the way stays in the cache, and the next block takes the same memory. So a few megabytes do beside
+    the result, where several copies of the whole tensor, one of them in int64, would be made.
+    """
+    height = max(1, BLOCK_SIZE * tensor.shape[0] // tensor.numel())
+    qparams = [] if scheme.axis == 0 else [qparams_of_all(tensor.split(height), scheme)]
+    octets = (tensor.shape[-1] * scheme.bits + 7) // 8
+    packed = torch.empty((*tensor.shape[:-1], octets), dtype=torch.uint8, device=tensor.device)
+    for block, place in zip(tensor.split(height), packed.split(height)):
+        block = block.float()
+        if scheme.axis == 0:
+            qparams.append(choose_qparams(block, scheme))
+        place.copy_(quantize_packed(block, *qparams[-1], scheme))
+    scale, zero_point = qparams[0]
+    if scheme.axis == 0:
+        scale = torch.cat([scale for scale, _ in qparams])
+        zero_point = zero_point if scheme.symmetric else torch.cat([zero_point for _, zero_point in qparams])
+    return QTensor.from_packed(packed, scale, zero_point, scheme, tensor.shape)
+
+
+def qparams_of_all(blocks, scheme):
+    """What `choose_qparams` gives for all the blocks together, per tensor or per column."""
+    lows, highs = zip(*(block_range(block.float(), scheme) for block in blocks))
+    low, high = torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+    if scheme.symmetric:
+        return symmetric_qparams(torch.maximum(-low, high), scheme.bits)
+    return asymmetric_qparams(low, high, scheme.bits)
+
+
+def quantize_packed(block, scale, zero_point, scheme):
+    """`quantize` and `pack` in one, to the bit, for a float32 block (…, columns): uint8, (…, octets).
+
+    The arithmetic is done in place. Values that fill whole bytes together, four at 2 bits, eight in three bytes at 3,
+    are put together while they are floats: there a shift is a product, and float32 holds 24 bits exactly.
+    """
+    qmin, qmax = quant_range(scheme.bits)
+    columns, group = block.shape[-1], scheme.group_size
+    if group is not None and columns % group == 0 and columns:
+        codes = block.unflatten(-1, (-1, group)) / scale.unsqueeze(-1)
+        zero_point = zero_point if scheme.symmetric else zero_point.unsqueeze(-1)
+    else:
+        codes = block / expand_groups(scale, block, group)
+        zero_point = expand_groups(zero_point, block, group)
+    codes.add_(zero_point).round_().clamp_(qmin, qmax).sub_(qmin)
+    codes = codes.reshape(block.shape)
+    values, octets = 8 // math.gcd(scheme.bits, 8), scheme.bits // math.gcd(scheme.bits, 8)
+    if columns % values or octets > 3:
+        # What pack returns may be a view of more memory than it shows; a copy takes the bytes it shows.
+        return pack(codes.to(torch.uint8), scheme.bits).clone(memory_format=torch.contiguous_format)
+    units = codes.unflatten(-1, (-1, values))
+    word = units[..., 0].clone() if values > 1 else units[..., 0]
+    for i in range(1, values):
+        word.add_(units[..., i], alpha=2 ** (scheme.bits * i))
+    if octets == 1:
+        return word.to(torch.uint8).contiguous()  # of a transposed weight, such as a Conv1D's, it would not be
+    return word.to(torch.int32).unsqueeze(-1).view(torch.uint8)[..., :octets].clone().flatten(-2)
 
 
 def check_quantizable(tensor, scheme, name):
@@ -110,8 +184,12 @@ def check_quantizable(tensor, scheme, name):
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
         kind = f"a {tensor.dtype} tensor" if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"
         raise TypeError(f"{name} must be a tensor of floating-point numbers, not {kind}")
-    usable = tensor.float().abs() <= LARGEST  # False for NaN as well
-    if not usable.all():
+    if not tensor.numel():
+        return
+    # The smallest and the largest value tell it, and no copy is made; both are NaN where any value is.
+    ends = torch.stack(tensor.detach().aminmax() if tensor.itemsize > 1 else tensor.detach().float().aminmax())
+    if not (ends.float().abs() <= LARGEST).all():
+        usable = tensor.float().abs() <= LARGEST
         index = tuple((~usable).nonzero()[0].tolist())
         raise ValueError(
             f"{name} cannot be quantized: the value at {list(index)} is {tensor[index].item()}; "

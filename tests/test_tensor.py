@@ -1,6 +1,9 @@
 """A QTensor is packed integers, scales and zero points: right in size, in value, and in what it refuses."""
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -8,7 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import qlib.tensor
 from qlib import QTensor, Scheme, choose_qparams, pack, quant_range, quantize, quantize_tensor
+from qlib.affine import expand_groups
 from tests.strategies import GRANULARITIES, at_each, schemes, tensors
 
 EACH_GRANULARITY = pytest.mark.parametrize("options", GRANULARITIES.values(), ids=GRANULARITIES)
@@ -227,3 +232,48 @@ def test_parts_that_do_not_fit_together_are_refused(wrong, message):
     with pytest.raises(ValueError) as raised:
         QTensor.from_packed(**parts_of(qtensor) | wrong)
     assert message in str(raised.value)
+
+
+# ---------------------------------------------------------------- large tensors, a few rows at a time
+
+
+@given(tensors(min_dims=2, min_side=0), schemes(), st.sampled_from([1, 5, 20]))
+def test_blocks_of_rows_give_to_the_bit_what_the_whole_gives(tensor, scheme, block_size):
+    scale, zero_point = choose_qparams(tensor, scheme)
+    columns = (expand_groups(qparam, tensor, scheme.group_size) for qparam in (scale, zero_point))
+    codes = quantize(tensor, *columns, scheme.bits).to(torch.int16) - quant_range(scheme.bits)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qlib.tensor, "BLOCK_SIZE", block_size)
+        qtensor = quantize_tensor(tensor, scheme)
+    assert torch.equal(qtensor.packed, pack(codes, scheme.bits))
+    assert torch.equal(qtensor.scale, scale) and torch.equal(qtensor.zero_point, zero_point)
+    assert qtensor.nbytes == bytes_held(qtensor)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@EACH_MODE
+def test_every_code_of_every_width_is_packed_in_floats_as_in_integers(bits, symmetric):
+    scheme = Scheme(bits, symmetric, group_size=8)
+    weight = torch.linspace(-3, 5, 6 * 64).sin().reshape(6, 64)
+    qtensor = quantize_tensor(weight, scheme)
+    codes = qtensor.values.to(torch.int16) - quant_range(bits)[0]
+    assert torch.equal(qtensor.packed, pack(codes, bits))
+    scale, zero_point = (expand_groups(q, weight, 8) for q in choose_qparams(weight, scheme))
+    assert torch.equal(qtensor.values, quantize(weight, scale, zero_point, bits))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process has no peak that Python can read here")
+def test_a_large_matrix_takes_little_memory_beside_it():
+    code = (
+        "import resource, torch; from qlib import Scheme, quantize_tensor\n"
+        "torch.set_num_threads(1)\n"
+        "unit = 1024 if sys.platform == 'darwin' else 1\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit\n"
+        "scheme = Scheme(4, symmetric=False, group_size=64)\n"
+        "quantize_tensor(torch.randn(600, 1024), scheme)\n"
+        "weight = torch.ones(2048, 4096)\n"
+        "before = peak(); quantize_tensor(weight, scheme); print(peak() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", "import sys\n" + code], capture_output=True, text=True, check=True)
+    # Codes of 4 MB and scales of 0.6 MB; the matrix has 32 MB, and every copy of it as much or more.
+    assert int(done.stdout) < 16 * 1024
