@@ -18,6 +18,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qlib.checkpoint import METHOD, quantized_layers
+from qlib.kernels import plan_for
 from qlib.linear import QLinear
 from qlib.model import choose_layers, replace_layers, set_submodule
 from qlib.scheme import Scheme
@@ -146,6 +147,7 @@ def share_layer(layer, name, style, rank, size):
     layer.packed, layer.scale = part.packed, part.scale
     layer.zero_point = None if scheme.symmetric else part.zero_point
     layer.out_features, layer.in_features = part.shape
+    layer.plan = plan_for(scheme, layer.in_features)
     if layer.bias is not None and dim == 0:
         layer.bias = layer.bias[share].clone()
     elif rank > 0:

@@ -163,6 +163,9 @@ def test_its_bytes_and_its_error_are_those_of_the_lesson(dense):
     assert sqnr(dense.weight, back) == pytest.approx(42.4, abs=0.05)
     assert sqnr(dense(x), layer(x)) == pytest.approx(45.4, abs=0.05)
     assert sqnr(dense(x), layer(x.bfloat16())) == pytest.approx(44.6, abs=0.1)
+    moved = x.roll(1, dims=1)
+    assert sqnr(linear(x, dense.weight), linear(x, back)) == pytest.approx(44.8, abs=0.05)
+    assert sqnr(linear(moved, dense.weight), linear(moved, back)) == pytest.approx(42.3, abs=0.05)
     largest = dense.weight.abs().amax(1)
     assert largest.argmax() == 856 and 7 < largest.max() / largest.median() < 7.5
 

@@ -26,6 +26,8 @@ SQUARE_BIAS = torch.tensor([1.0, -8.0, 4.0])
 FAINT_WEIGHT = torch.tensor([[64, 64], [127, 0]], dtype=torch.int8)
 FAINT_INPUT = torch.tensor([[128.0, 64.0]], dtype=torch.float16)
 FAINT_SCALES = torch.tensor([2.0**-26, 2.0**-20])
+# 1 + 2**-12 becomes 1 in float16 and in bfloat16; in float32 all is exact.
+FINE_INPUT = torch.tensor([[1 + 2.0**-12, 0.5, -2.0]])
 
 
 def sums_of(weight, input):
@@ -88,6 +90,10 @@ def stays_in_float32(weight, input, scales, bias=None):
     return scaled if bias is None else scaled + bias
 
 
+def works_in_float16(weight, input, scales, bias=None):
+    return w8_a16_forward(weight, input.half(), scales, bias).to(input.dtype)
+
+
 def casts_the_scales(weight, input, scales, bias=None):
     return finish(sums_of(weight, input) * scales.to(input.dtype), input, bias)
 
@@ -140,6 +146,7 @@ W8_A16_FORWARD = Exercise(
         Case("a single input, a vector, and a bias", (WEIGHT, INPUT[0], SCALES, BIAS)),
         Case("3 inputs, 3 outputs and a batch of 3", (SQUARE_WEIGHT, SQUARE_INPUT, SQUARE_SCALES, SQUARE_BIAS)),
         Case("a batch of three dimensions", (WEIGHT, torch.stack([INPUT, 2 * INPUT, -INPUT]), SCALES, BIAS)),
+        Case("an input of float32 that 16 bits cannot hold", (WEIGHT, FINE_INPUT, SCALES)),
         Case("an input of bfloat16", (WEIGHT, INPUT.bfloat16(), SCALES, BIAS)),
         Case("an input and a bias of float16", (SQUARE_WEIGHT, SQUARE_INPUT.half(), SQUARE_SCALES, SQUARE_BIAS.half())),
         Case("an input of float16 and a scale of 1.5e-8", (FAINT_WEIGHT, FAINT_INPUT, FAINT_SCALES)),
@@ -172,6 +179,7 @@ W8_A16_FORWARD = Exercise(
             stays_in_float32,
             "with no cast at the end: 16-bit sums times float32 scales are float32; the output has the input's dtype",
         ),
+        Mistake(works_in_float16, "with the input cast to 16 bits, whatever it was; compute in the dtype that it has"),
         Mistake(casts_the_scales, "with the scales cast to the input's dtype; in float16 a small one becomes 0"),
         Mistake(
             lays_the_scales_along_the_batch,
@@ -259,6 +267,31 @@ def keeps_its_parts_in_buffers(answer):
             )
     if getattr(answer(4, 3, bias=False), "bias", 0) is not None:
         return "a layer made with bias=False should have None for its bias."
+    default = answer(4, 3).bias
+    if default is None or default.dtype != torch.float32:
+        return "a layer made with no word on bias and dtype should have a float32 bias."
+    return None
+
+
+def keeps_no_float_weight(answer):
+    """After `quantize` the integers are all that is left of the weight."""
+    layer = layer_for(answer, torch.nn.Parameter(ROWS.clone()))
+    tensors = {**vars(layer), **dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.numel() >= ROWS.numel():
+            return f"the layer keeps a whole float weight as {name}, so it is larger than before, not smaller."
+    return None
+
+
+def forward_leaves_the_layer_alone(answer):
+    """A forward pass, in 16 bits too, changes none of the buffers."""
+    layer = layer_for(answer, ROWS)  # with no bias, whose dtype might not be the input's
+    before = {name: part.clone() for name, part in layer.state_dict().items()}
+    for dtype in (torch.float16, torch.float32):
+        layer(torch.tensor([[1.0, -2.0, 0.5, 4.0]], dtype=dtype))
+        for name, part in layer.state_dict().items():
+            if part.dtype != before[name].dtype or not torch.equal(part, before[name]):
+                return f"`forward` changes {name}; the next input then meets another layer."
     return None
 
 
@@ -550,6 +583,36 @@ class KeepsTheFirstWeight(Spoilt):
             super().quantize(weights)
 
 
+class KeepsAFloatCopy(W8A16LinearLayer):
+    def __init__(self, in_features, out_features, bias=True, dtype=torch.float32):
+        super().__init__(in_features, out_features, bias, dtype)
+        self.register_buffer("weight", torch.zeros(out_features, in_features))
+
+    def quantize(self, weights):
+        super().quantize(weights)
+        self.weight = self.int8_weights * self.scales.unsqueeze(1)
+
+    def forward(self, input):
+        return linear(input, self.weight.to(input.dtype), self.bias)
+
+
+class ComputesFromTheFloatWeight(KeepsAFloatCopy):
+    def quantize(self, weights):
+        super().quantize(weights)
+        self.weight = weights.detach().float()
+
+
+class CastsItsOwnScales(W8A16LinearLayer):
+    def forward(self, input):
+        self.scales = self.scales.to(input.dtype)
+        return super().forward(input)
+
+
+class IsHalfByDefault(W8A16LinearLayer):
+    def __init__(self, in_features, out_features, bias=True, dtype=torch.float16):
+        super().__init__(in_features, out_features, bias, dtype)
+
+
 class ForgetsTheBias(W8A16LinearLayer):
     def forward(self, input):
         return w8_a16_forward(self.int8_weights, input, self.scales)
@@ -591,6 +654,11 @@ W8A16_LINEAR_LAYER = Exercise(
             (EXACT, torch.tensor([1.0, -4.0]), torch.tensor([[1.0, 2.0, -0.5], [0.5, 0.25, 2.0]])),
             use=outputs,
         ),
+        Case(
+            "a forward pass with weights that are rounded",
+            (ROWS, None, torch.tensor([1.0, 2.0, -0.5, 4.0])),
+            use=outputs,
+        ),
         Case("a forward pass without a bias", (EXACT, None, torch.tensor([1.0, 2.0, -0.5])), use=outputs),
         Case(
             "a forward pass in bfloat16",
@@ -601,6 +669,8 @@ W8A16_LINEAR_LAYER = Exercise(
     properties=[
         Property(keeps_its_parts_in_buffers),
         Property(comes_back_from_a_state_dict),
+        Property(keeps_no_float_weight),
+        Property(forward_leaves_the_layer_alone),
         Property(lets_go_of_the_weights_gradient),
     ],
     mistakes=[
@@ -643,7 +713,7 @@ W8A16_LINEAR_LAYER = Exercise(
             MakesScalesOfOneColumn,
             "with scales of shape (outputs, 1); `.squeeze(1)` makes the row that meets the outputs",
         ),
-        Mistake(DividesZeroByZero, "with a scale of 0 for a row of zeros, and 0 / 0 in the division"),
+        Mistake(DividesZeroByZero, "with a scale of 0, or next to 0, for a row of zeros; it is 1 there"),
         Mistake(Quantizes0To255, "with asymmetric integers; the layer has no zero point to take off again"),
         Mistake(
             KeepsTheScalesInTheWeightsDtype,
@@ -665,6 +735,13 @@ W8A16_LINEAR_LAYER = Exercise(
         Mistake(ChangesTheWeight, "with an operation in place on the weight"),
         Mistake(KeepsTheGradient, "without `.detach()`"),
         Mistake(KeepsTheFirstWeight, "with a layer that can be quantized only once"),
+        Mistake(
+            KeepsAFloatCopy,
+            "with a float copy kept beside the integers; `forward` works with the integers",
+        ),
+        Mistake(ComputesFromTheFloatWeight, "with the float weight kept, and `forward` computed from that"),
+        Mistake(CastsItsOwnScales, "with self.scales assigned to in `forward`; cast into a variable of its own"),
+        Mistake(IsHalfByDefault, "with another default for `dtype`; it is torch.float32"),
         Mistake(ForgetsTheBias, "without the bias in `forward`"),
         Mistake(ForgetsTheScales, "without the scales in `forward`"),
         Mistake(ScalesTheBiasToo, "with the bias scaled as well"),

@@ -1,12 +1,14 @@
 """Exercises of lesson 11: putting quantized layers in the place of PyTorch's."""
 
 import copy
+import fnmatch
 
 import torch
 from torch.nn import Embedding, LayerNorm, Linear, ModuleDict, ReLU, Sequential
 
 from qlib.course import replace_linear_with_target
 from qlib.exercises.exercise import Case, Exercise, Mistake, Words
+from qlib.exercises.judge import short
 from qlib.model import is_ignored, is_linear, layers_to_quantize
 
 # ---------------------------------------------------------------- 11.1 replace_linear_with_target
@@ -19,6 +21,7 @@ class New(torch.nn.Module):
         super().__init__()
         self.made_with = f"{in_features}, {out_features}, {bool(bias)}, {str(dtype).removeprefix('torch.')}"
         self.register_buffer("values", torch.zeros(out_features, in_features, dtype=torch.int8))
+        self.register_buffer("scales", torch.ones(out_features))
 
 
 class Wrapper(New):
@@ -44,6 +47,11 @@ def names_alike():
     return ModuleDict({"up": Linear(2, 2), "gate_up": Linear(2, 3), "block": ModuleDict({"up": Linear(3, 2)})})
 
 
+def a_block_called_head():
+    head = Sequential(Linear(3, 4), ReLU(), Linear(4, 5))
+    return ModuleDict({"body": ModuleDict({"head": Linear(3, 3)}), "head": head})
+
+
 def in_half_precision():
     return flat().half()
 
@@ -65,17 +73,34 @@ def outline(model):
         if isinstance(layer, New):
             where = next(layer.buffers()).device.type
             mode = "" if layer.training == model.training else f", in {'training' if layer.training else 'eval'} mode"
-            words[name] = Words(f"New({layer.made_with})" + mode + (f", on {where}" if where != "cpu" else ""))
+            spoilt = (
+                "" if layer.scales.dtype == torch.float32 else f", its own scales cast to {short(layer.scales.dtype)}"
+            )
+            holds = "".join(f", with a float {key}" for key, _ in layer.named_parameters(recurse=False))
+            device = f", on {where}" if where != "cpu" else ""
+            words[name] = Words(f"New({layer.made_with})" + mode + device + spoilt + holds)
         elif next(layer.children(), None) is None:
             words[name] = Words(f"a {type(layer).__name__}")
     return words
 
 
+def rest_of(model):
+    """{name: what a replacement must not change} of the parameters of a model, and the modes of its modules."""
+    parameters = {name: (p.dtype, p.device, p.requires_grad) for name, p in model.named_parameters()}
+    return parameters | {f"{name}, its mode": module.training for name, module in model.named_modules()}
+
+
 def replaced(answer, make, target_class, excluded):
     """What the exercise compares: the model after the answer has worked on it. What it returns does not matter."""
     model = make()
+    before = rest_of(model)
     result = answer(model, target_class, excluded)
     words = outline(model)
+    new = tuple(name for name, layer in model.named_modules() if isinstance(layer, New))
+    after = {name: state for name, state in rest_of(model).items() if not name.startswith(new)}
+    if any(before.get(name, state) != state for name, state in after.items()):
+        first = next(iter(words))
+        words[first] = Words(f"{words[first]} (and the rest of the model was changed)")
     if isinstance(result, torch.nn.Module) and result is not model:
         first = next(iter(words))
         words[first] = Words(f"{words[first]} (and another model was returned)")
@@ -141,6 +166,42 @@ def walks_into_the_new(module, target_class, module_name_to_exclude):
             child = make_new(child, target_class)
             setattr(module, name, child)
         walks_into_the_new(child, target_class, module_name_to_exclude)
+
+
+def leaves_whole_blocks(module, target_class, module_name_to_exclude):
+    for name, child in module.named_children():
+        if name in module_name_to_exclude:
+            continue
+        if isinstance(child, Linear):
+            setattr(module, name, make_new(child, target_class))
+        else:
+            leaves_whole_blocks(child, target_class, module_name_to_exclude)
+
+
+def sets_the_mode_of_all(module, target_class, module_name_to_exclude):
+    walks(module, target_class, module_name_to_exclude)
+    module.eval()
+
+
+def casts_the_model(module, target_class, module_name_to_exclude):
+    walks(module, target_class, module_name_to_exclude)
+    module.half()
+
+
+def keeps_the_float_weight(module, target_class, module_name_to_exclude):
+    def make(linear, target):
+        new = make_new(linear, target)
+        new.weight = linear.weight
+        return new
+
+    walks(module, target_class, module_name_to_exclude, make)
+
+
+def casts_the_new_layer(module, target_class, module_name_to_exclude):
+    def make(linear, target):
+        return make_new(linear, target).to(linear.weight.dtype)
+
+    walks(module, target_class, module_name_to_exclude, make)
 
 
 def stops_at_the_first(module, target_class, module_name_to_exclude):
@@ -276,6 +337,7 @@ REPLACE_LINEAR_WITH_TARGET = Exercise(
         Case('layers inside layers, excluded ["head", "k"]', (nested, New, ["head", "k"]), use=replaced),
         Case('names that are alike, excluded ["up"]', (names_alike, New, ["up"]), use=replaced),
         Case('names that are alike, excluded ["gate_up"]', (names_alike, New, ["gate_up"]), use=replaced),
+        Case('a block and a layer of one name, excluded ["head"]', (a_block_called_head, New, ["head"]), use=replaced),
         Case("a model in half precision", (in_half_precision, New, []), use=replaced),
         Case("new layers that hold a Linear themselves", (flat, Wrapper, []), use=replaced),
         Case("a model in evaluation mode", (in_evaluation_mode, New, []), use=replaced),
@@ -325,6 +387,18 @@ REPLACE_LINEAR_WITH_TARGET = Exercise(
             stops_at_an_excluded_one,
             "with `break` at an excluded name: it ends the loop, and the children after it are left too; `continue` "
             "goes on with the next",
+        ),
+        Mistake(
+            leaves_whole_blocks,
+            "with a block left out because it has the name of an excluded layer; only a Linear of that name is left",
+        ),
+        Mistake(sets_the_mode_of_all, "with the mode of the whole model set; set that of the new layer alone"),
+        Mistake(casts_the_model, "with the whole model cast; only the linear layers change"),
+        Mistake(keeps_the_float_weight, "with the float weight put into the new layer; it is to be empty"),
+        Mistake(
+            casts_the_new_layer,
+            "with the new layer cast to the weight's dtype, its own scales as well; `.to(child.weight.device)` moves a "
+            "layer and casts nothing",
         ),
         Mistake(replaces_all_that_has_a_weight, "with everything taken that has a weight; norms and embeddings do"),
         Mistake(replaces_all_without_children, "with everything taken that has no children; activations have none"),
@@ -388,6 +462,10 @@ def language_model(tied):
     if tied:
         model["head"].weight = model["embed"].weight
     return model
+
+
+def has_two_outputs(name, layer):
+    return layer.out_features == 2
 
 
 def two_tied_layers():
@@ -534,6 +612,32 @@ def names_a_shared_layer_twice(model, ignore):
     return chosen(model, ignore, modules=list(model.named_modules(remove_duplicate=False)))
 
 
+def ignores_by_patterns_alone(model, ignore):
+    def ignored(name, layer, ignore):
+        return any(fnmatch.fnmatch(name, pattern) for rule in ignore for pattern in (rule, f"*.{rule}"))
+
+    return chosen(model, ignore, ignored=ignored)
+
+
+def ignores_whatever_ends_so(model, ignore):
+    def ignored(name, layer, ignore):
+        return any(rule(name, layer) if callable(rule) else fnmatch.fnmatch(name, f"*{rule}") for rule in ignore)
+
+    return chosen(model, ignore, ignored=ignored)
+
+
+def asks_only_those_that_are_not_ignored(model, ignore):
+    def shared(model, layer):
+        return any(
+            weight is layer.weight
+            for name, other in model.named_modules()
+            if other is not layer and not is_ignored(name, other, ignore)
+            for weight in other.parameters(recurse=False)
+        )
+
+    return chosen(model, ignore, shared=shared)
+
+
 def forgets_conv1d(model, ignore):
     return chosen(model, ignore, linear=lambda layer: isinstance(layer, Linear))
 
@@ -581,8 +685,15 @@ LAYERS_TO_QUANTIZE = Exercise(
         Case('ignore=("head",)', (lambda: language_model(tied=False), ("head",)), use=named),
         Case('ignore=("block.*",)', (lambda: language_model(tied=False), ("block.*",)), use=named),
         Case('ignore=("q", "ea")', (lambda: language_model(tied=False), ("q", "ea")), use=named),
+        Case('ignore=("up",), and a layer gate_up', (names_alike, ("up",)), use=named),
+        Case(
+            "ignore=(a function that says yes to two outputs,)",
+            (lambda: language_model(tied=False), (has_two_outputs,)),
+            use=named,
+        ),
         Case("a head that is tied to the embedding", (lambda: language_model(tied=True), ()), use=named),
         Case("two linear layers with one weight", (two_tied_layers, ()), use=named),
+        Case('two linear layers with one weight, ignore=("b",)', (two_tied_layers, ("b",)), use=named),
         Case("one layer in two places", (shared_layer, ()), use=named),
         Case("two layers whose weights happen to be equal", (equal_layers, ()), use=named),
         Case("transformers' Conv1D", (gpt2_like, ()), use=named),
@@ -637,6 +748,14 @@ LAYERS_TO_QUANTIZE = Exercise(
             "with names counted: a layer that stands in two places has two, and is still one holder; count modules",
         ),
         Mistake(names_a_shared_layer_twice, "with a layer that stands in two places named twice; it is one layer"),
+        Mistake(
+            ignores_by_patterns_alone, "with names and globs alone; a rule may also be a function: `is_ignored` knows"
+        ),
+        Mistake(ignores_whatever_ends_so, 'with every name ignored that ends in the rule: "up" is not "gate_up"'),
+        Mistake(
+            asks_only_those_that_are_not_ignored,
+            "with ignored layers not asked for their weights; they hold them all the same",
+        ),
         Mistake(forgets_conv1d, "with nn.Linear alone; `is_linear` knows transformers' Conv1D too"),
         Mistake(takes_all_with_a_matrix, "with every module that holds a matrix; an embedding looks rows up"),
         Mistake(takes_all_with_a_weight, "with every module that has a weight; norms and embeddings have one"),

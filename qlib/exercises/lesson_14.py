@@ -37,6 +37,24 @@ def masks_with_a_power_of_two(word, offset, bits):
     return (word >> offset) & 2**bits
 
 
+def forgets_the_brackets(word, offset, bits):
+    return (word >> offset) & (1 << bits - 1)
+
+
+def masks_in_place_alone(word, offset, bits):
+    return (word & ((2**bits - 1) << offset)) >> offset
+
+
+def takes_a_remainder_first(word, offset, bits):
+    return word % 2 ** (offset + bits) // 2**offset
+
+
+def reads_into_the_word(word, offset, bits):
+    word >>= offset
+    word &= 2**bits - 1
+    return word
+
+
 def masks_with_the_width(word, offset, bits):
     return (word >> offset) & bits
 
@@ -73,8 +91,9 @@ GET_FIELD = Exercise(
     name="get_field",
     key=get_field,
     cases=[
-        Case("the byte 177, which is 10110001, offset 4 and 2 bits", (177, 4, 2)),
+        # First the one on which no two mistakes give the same.
         Case("the byte 177, which is 10110001, offset 2 and 5 bits", (177, 2, 5)),
+        Case("the byte 177, which is 10110001, offset 4 and 2 bits", (177, 4, 2)),
         Case("the byte 177, offset 0 and 8 bits", (177, 0, 8)),
         Case("a tensor of four bytes, offset 6 and 2 bits", (BYTES, 6, 2)),
         Case("a tensor of four bytes, offset 1 and 3 bits", (BYTES, 1, 3)),
@@ -90,6 +109,19 @@ GET_FIELD = Exercise(
         Mistake(
             masks_with_a_power_of_two, "with the mask 2**bits, which is a single 1; the ones below it are 2**bits - 1"
         ),
+        Mistake(
+            forgets_the_brackets, "with 1 << bits - 1: the - comes before the <<, so it needs brackets, (1 << bits) - 1"
+        ),
+        Mistake(
+            masks_in_place_alone,
+            "with the mask before the shift alone: in a negative int32 the shift then brings ones in from the left",
+        ),
+        Mistake(
+            takes_a_remainder_first,
+            "with a remainder by 2**(offset + bits): at the top of a byte that is 256, which a uint8 cannot hold; "
+            "divide first",
+        ),
+        Mistake(reads_into_the_word, "with operations in place, such as >>= on a tensor"),
         Mistake(masks_with_the_width, "with the number of bits as the mask; 3 bits have the mask 0b111"),
         Mistake(counts_the_offset_in_fields, "with offset * bits; the offset counts bits, not fields"),
         Mistake(
@@ -189,11 +221,21 @@ def how_written(args, index):
     return f"the value {value} into the bits {word & (2**width - 1):0{width}b}"
 
 
+def adds_before_the_and(word, value, offset, bits):
+    return word & ~((2**bits - 1) << offset) + ((value & (2**bits - 1)) << offset)
+
+
+def writes_into_the_value(word, value, offset, bits):
+    value &= 2**bits - 1
+    return put_field(word, value, offset, bits)
+
+
 PUT_FIELD = Exercise(
     id="14.2",
     name="put_field",
     key=put_field,
     cases=[
+        Case("the byte 177, which is 10110001, the value 5, offset 3 and 3 bits", (177, 5, 3, 3)),
         Case("the byte 177, which is 10110001, the value 2, offset 4 and 2 bits", (177, 2, 4, 2)),
         Case("the byte 0, the value 5, offset 3 and 3 bits", (0, 5, 3, 3)),
         Case("the byte 255, the value 0, offset 2 and 4 bits", (255, 0, 2, 4)),
@@ -201,7 +243,7 @@ PUT_FIELD = Exercise(
         Case("a tensor of four bytes, the value 1, offset 5 and 3 bits", (BYTES, 1, 5, 3)),
         Case(
             "four bytes and four values, offset 6 and 2 bits",
-            (BYTES, torch.tensor([0, 1, 2, 3], dtype=torch.uint8), 6, 2),
+            (BYTES, torch.tensor([0, 5, 2, 7], dtype=torch.uint8), 6, 2),
         ),
         Case("a tensor of 32-bit words, the value 6, offset 20 and 4 bits", (WORDS, 6, 20, 4)),
     ],
@@ -224,7 +266,9 @@ PUT_FIELD = Exercise(
         ),
         Mistake(negates_the_mask_with_minus, "with -mask in place of ~mask: they differ by one"),
         Mistake(inverts_before_the_shift, "with ~ before the shift: zeros come in below, and clear what lies there"),
+        Mistake(adds_before_the_and, "with a + that Python does before the &: it needs brackets, or | in its place"),
         Mistake(writes_into_the_word, "with operations in place, such as &= on a tensor"),
+        Mistake(writes_into_the_value, "with &= on the value; when it is a tensor, that changes the caller's"),
     ],
     hints=[
         "Make a hole where the field is, then drop the value into it.",

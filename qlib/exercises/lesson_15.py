@@ -11,6 +11,7 @@ from qlib.packing import pack, pack_loop
 FOUR = torch.tensor([1, 0, 3, 2], dtype=torch.uint8)
 EIGHT = torch.tensor([1, 0, 3, 2, 3, 3, 3, 3], dtype=torch.uint8)
 FIVE = torch.tensor([1, 0, 3, 2, 3], dtype=torch.uint8)
+LAST_BYTE_0 = torch.tensor([1, 0, 3, 2, 1, 0, 3, 2, 0], dtype=torch.uint8)
 NIBBLES = torch.tensor([5, 14, 9, 3, 12, 7, 1], dtype=torch.uint8)
 ONES = torch.tensor([1, 0, 0, 1, 1, 1, 0, 1, 1, 0, 1], dtype=torch.uint8)
 UP_TO_255 = torch.tensor([200, 3, 129])
@@ -107,6 +108,15 @@ def adds_an_empty_byte(values, bits):
     return torch.cat([packed, packed.new_zeros(len(values) * bits // 8 + 1 - len(packed))])
 
 
+def drops_a_byte_of_zero(values, bits):
+    packed = pack(values, bits)
+    return packed[:-1] if len(packed) and packed[-1] == 0 else packed
+
+
+def saturates(values, bits):
+    return pack(values.long().clamp(0, 2**bits - 1), bits)
+
+
 def pads_at_the_front(values, bits):
     return pack(torch.cat([values.new_zeros(-len(values) % (8 // bits)), values]), bits)
 
@@ -170,6 +180,7 @@ PACK_LOOP = Exercise(
         Case("seven values of 4 bits", (NIBBLES, 4)),
         Case("eleven values of 1 bit", (ONES, 1)),
         Case("three values of 8 bits", (UP_TO_255, 8)),
+        Case("[1, 0, 3, 2, 1, 0, 3, 2, 0], of which the last byte is 0, and 2 bits", (LAST_BYTE_0, 2)),
         Case("no values at all", (FOUR[:0], 2)),
     ],
     mistakes=[
@@ -185,6 +196,10 @@ PACK_LOOP = Exercise(
         Mistake(assigns, "with = in place of |=: each value wipes out those that are in the byte already"),
         Mistake(drops_the_last_values, "when the last values are dropped where they do not fill a byte; round up"),
         Mistake(adds_an_empty_byte, "with count * bits // 8 + 1 bytes, one too many wherever the last is full"),
+        Mistake(
+            drops_a_byte_of_zero, "with a last byte of 0 left out; its values are zeros, and count like any others"
+        ),
+        Mistake(saturates, "with a clamp; a value that is too wide keeps its lowest bits, so take & with a mask"),
         Mistake(pads_at_the_front, "with the filling before the first value; it comes after the last"),
         Mistake(fills_up_with_ones, "with ones in the bits that are left over; they should be zeros"),
         Mistake(reverses_the_values, "with the values in reversed order"),
@@ -382,7 +397,7 @@ PACK = Exercise(
     ],
     properties=[Property(unpacks_to_what_was_packed), Property(runs_as_long_for_many_values_as_for_few)],
     mistakes=[
-        Mistake(loops_over_the_values, "with a Python loop over the values, one after the other"),
+        Mistake(loops_over_the_values, "with a Python loop that grows with the matrix, over values, bytes or groups"),
         Mistake(packs_down_the_columns, "with the values of a column packed together; pack along the last dimension"),
         Mistake(packs_all_rows_as_one, "with all rows packed as one; each row begins with a byte of its own"),
         Mistake(
@@ -396,6 +411,7 @@ PACK = Exercise(
         Mistake(mirrors_each_value, "with the bits of each value turned round, highest first"),
         Mistake(highest_byte_of_eight_first, "with the bytes of a word highest first; the first values are in byte 0"),
         Mistake(lets_values_spill, "with no mask: the upper bits of a value that is too wide spill into its neighbour"),
+        Mistake(saturates, "with a clamp; a value that is too wide keeps its lowest bits, so take & with a mask"),
         Mistake(shifts_in_uint8, "with shifts in uint8: what is shifted beyond bit 7 is gone; make the values int64"),
         Mistake(shifts_in_int32, "with shifts in int32: eight values of 5 bits or more do not fit; make them int64"),
         Mistake(drops_the_rest_of_a_row, "when the values after the last whole eight are dropped; fill them up"),

@@ -1,7 +1,5 @@
 """Right answers of lesson 11, written differently from the library's."""
 
-import fnmatch
-
 from torch import nn
 
 from qlib.model import is_ignored, is_linear
@@ -46,11 +44,10 @@ def layers_by_sets_of_holders(model, ignore):
     for path, parameter in model.named_parameters(remove_duplicate=False):
         holders.setdefault(parameter, set()).add(model.get_submodule(path.rpartition(".")[0]))
     candidates = {name: layer for name, layer in model.named_modules() if is_linear(layer) and layer is not model}
-    rules = [*ignore, *(f"*.{rule}" for rule in ignore)]
     return [
         name
         for name in candidates
-        if len(holders[candidates[name].weight]) == 1 and not any(fnmatch.fnmatch(name, rule) for rule in rules)
+        if len(holders[candidates[name].weight]) == 1 and not is_ignored(name, candidates[name], ignore)
     ]
 
 
