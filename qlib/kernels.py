@@ -39,7 +39,7 @@ try:
 except ImportError:  # the plain formula does all the work
     numba = None
 
-# Up to this many rows of x meet the packed weight itself; more meet blocks of it, dequantized.
+# Up to this many rows of x for each of two threads meet the packed weight itself; more meet blocks of it, dequantized.
 FEW_ROWS = 8
 # Weights dequantized at a time, 512 rows of 4096: they stay in the cache, and the next ones take the same memory.
 BLOCK_SIZE = 512 * 4096
@@ -52,6 +52,9 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 # What a kernel takes for None.
 NO_BIAS, NO_ZERO_POINT = torch.empty(0), torch.empty(0, 0, dtype=torch.int8)
+
+# Shifts of a word that is to stay a word.
+U8, U16, U24 = (np.uint32(bits) for bits in (8, 16, 24)) if numba else (8, 16, 24)
 
 # Sums may change their order and products be fused into them; NaN and infinity keep their meaning.
 FASTMATH = {"reassoc", "contract", "nsz"}
@@ -102,7 +105,8 @@ def linear(x, qtensor_parts, bias, scheme, in_features, plan):
         scale, zero_point = (None if part is None else part.repeat(rows, 1) for part in (scale, zero_point))
     bias = NO_BIAS if bias is None else bias.float()
     zero_point = NO_ZERO_POINT if zero_point is None else zero_point
-    product = through_rows if batch <= FEW_ROWS else through_blocks
+    few = batch <= FEW_ROWS * min(torch.get_num_threads(), 2)
+    product = through_rows if few else through_blocks
     out = product(flat, packed, scale, zero_point, bias, plan)
     if lift is not None:
         out += lift
@@ -131,6 +135,8 @@ def plan_for(scheme, in_features):
     if numba is None or in_features == 0 or in_features % group or group % values:
         return None
     units, groups = group // values, in_features // group
+    if scheme.bits == 3 and group % 32 == 0 and in_features >= 128:
+        return Plan(3, 32, 12, in_features // 32, scheme.axis == 1, groups)  # 32 values in three words: `words_kernel`
     # A whole row is cut into at least four spans, as long as they can be.
     span = units if groups > 1 else math.gcd(units // 4 if units % 4 == 0 else units, LONGEST_SPAN)
     if span < 4:
@@ -151,6 +157,7 @@ def fits(x, packed, scale, zero_point, bias, in_features, plan):
         and is_plain(x)
         and is_plain(packed, torch.uint8)
         and packed.shape[1] * plan.values == in_features * plan.octets
+        and (plan.octets != 12 or packed.data_ptr() % 4 == 0)
         and is_plain(scale, torch.float32)
         and (scale.shape == qparam_shape or scale.ndim == 0)
         and (zero_point is None or (is_plain(zero_point, torch.int8) and zero_point.shape == scale.shape))
@@ -196,11 +203,17 @@ def through_rows(x, packed, scale, zero_point, bias, plan):
     if x.data_ptr() % 4:
         x = x.clone()
     out = torch.empty(x.shape[0], rows)
-    spans = packed.view(rows, -1, plan.octets * plan.span)
-    plane = torch.empty(x.shape[0], spans.shape[1], plan.values, plan.span)
+    plane = torch.empty(x.shape[0], x.shape[1] // (plan.values * plan.span), plan.values, plan.span)
     sums = torch.zeros(x.shape[0], scale.shape[1])
-    run(plane_kernel, (plan.bits,), 0, x, plane, sums)
-    run(row_kernel, (plan.bits, plan.span), x.numel() * rows, spans, scale, zero_point, bias, plane, sums, out)
+    if plan.octets == 12:
+        run(plane_kernel, (plan.bits, 8), 0, x, plane, torch.zeros(x.shape[0], 1))
+        torch.sum(x.unflatten(1, (scale.shape[1], -1)), 2, out=sums)
+        words = packed.view(torch.uint32)
+        run(words_kernel, (), x.numel() * rows, words, scale, zero_point, bias, plane, sums, out)
+    else:
+        run(plane_kernel, (plan.bits, plan.values), 0, x, plane, sums)
+        spans = packed.view(rows, -1, plan.octets * plan.span)
+        run(row_kernel, (plan.bits, plan.span), x.numel() * rows, spans, scale, zero_point, bias, plane, sums, out)
     return out
 
 
@@ -213,15 +226,18 @@ def through_blocks(x, packed, scale, zero_point, bias, plan):
     rows, dtype = packed.shape[0], block_dtype(x.dtype)
     x = x.to(dtype).unflatten(1, (-1, plan.span, plan.values)).transpose(2, 3).flatten(1)
     out = torch.empty(x.shape[0], rows, dtype=dtype)
-    spans = packed.view(rows, -1, plan.octets * plan.span)
+    three = plan.octets == 12
+    stored = packed.view(torch.uint32) if three else packed.view(rows, -1, plan.octets * plan.span)
+    maker, sizes = (fill_words_kernel, ()) if three else (fill_kernel, (plan.bits, plan.span))
     height = min(rows, max(1, BLOCK_SIZE // x.shape[1]))
-    block = torch.empty(height, spans.shape[1], plan.values, plan.span)
+    block = torch.empty(height, x.shape[1] // (plan.values * plan.span), plan.values, plan.span)
     rounded = block if dtype == torch.float32 else torch.empty_like(block, dtype=dtype)
     for first in range(0, rows, height):
         here = slice(first, min(first + height, rows))
         count = here.stop - first
         zeros = zero_point[here] if zero_point.numel() else zero_point
-        run(fill_kernel, (plan.bits, plan.span), block[:count].numel(), spans[here], scale[here], zeros, block[:count])
+        # On one thread: after a product PyTorch's own threads keep their cores for a while, in case there is another.
+        run(maker, sizes, 0, stored[here], scale[here], zeros, block[:count])
         if rounded is not block:
             rounded[:count].copy_(block[:count])
         torch.mm(x, rounded[:count].flatten(1).T, out=out[:, here])
@@ -251,7 +267,7 @@ def has_bfloat16():
 # ---------------------------------------------------------------- the kernels
 
 
-def row_kernel(bits, span):
+def row_kernel(bits, span, rows_of=range):
     """The kernel that multiplies packed rows with a few rows of x, for one width and one number of units in a span."""
     values, octets, mask, qmin = 8 // math.gcd(bits, 8), bits // math.gcd(bits, 8), 2**bits - 1, quant_range(bits)[0]
     # The lanes of a vector register are added up once for four short spans, or that would take longer than the rest.
@@ -261,7 +277,7 @@ def row_kernel(bits, span):
         rows, spans, _ = packed.shape
         batch, groups = sums.shape
         step = min(groups - 1, 1)  # a scale for every span, or the same one for all of them
-        for r in prange(rows):
+        for r in rows_of(rows):
             for b in range(batch):
                 total = np.float32(0)
                 fours = spans // 4 if by_four else 0
@@ -297,7 +313,7 @@ def row_kernel(bits, span):
     return kernel, f"(uint8[:,:,::1], {matrix}, int8[:,::1], float32[::1], float32[:,:,:,::1], {matrix}, {matrix})"
 
 
-def plane_kernel(bits):
+def plane_kernel(bits, values_of_unit):
     """The kernel that lays a few rows of x out in planes, each divided by its power of two, and sums its groups."""
 
     def kernel(x, plane, sums):
@@ -311,14 +327,14 @@ def plane_kernel(bits):
                     total += here[i]
                 sums[b, s * step] += total
                 for j in range(values):
-                    power = np.float32(0.5 ** (bits * j))
+                    power = np.float32(0.5 ** (bits * (j % values_of_unit)))
                     for k in range(span):
                         plane[b, s, j, k] = here[k * values + j] * power
 
     return kernel, "(float32[:,::1], float32[:,:,:,::1], float32[:,::1])"
 
 
-def fill_kernel(bits, span):
+def fill_kernel(bits, span, rows_of=range):
     """The kernel that dequantizes packed rows into float32, to the bit as the plain formula does.
 
     Value j of unit k of span s goes to [s, j, k], so that neighbours are written side by side: in a row of the result
@@ -329,7 +345,7 @@ def fill_kernel(bits, span):
     def kernel(packed, scale, zero_point, out):
         rows, spans, _ = packed.shape
         step = min(scale.shape[1] - 1, 1)
-        for r in prange(rows):
+        for r in rows_of(rows):
             for s in range(spans):
                 one = scale[r, s * step]
                 zero = np.float32((zero_point[r, s * step] if zero_point.size else 0) - qmin)
@@ -341,6 +357,74 @@ def fill_kernel(bits, span):
                         out[r, s, j, k] = one * (np.float32(np.int32((unit >> (bits * j)) & mask)) - zero)
 
     return kernel, "(uint8[:,:,::1], float32[:,::1], int8[:,::1], float32[:,:,:,::1])"
+
+
+def words_kernel(rows_of=range):
+    """What `row_kernel` is, for 3 bits, where whole words are read: 32 values in three of them, eight to a unit.
+
+    Bytes three apart do not fill a vector register; words three apart do. All products of one place in the units are
+    added up before a scale is looked for, so that short groups do not cut the register short.
+    """
+
+    def kernel(words, scale, zero_point, bias, plane, sums, out):
+        rows, count = words.shape[0], words.shape[1] // 3
+        batch, groups = sums.shape
+        length = count // groups
+        for r in rows_of(rows):
+            dots = np.empty(count, np.float32)
+            for b in range(batch):
+                for k in range(count):
+                    one, two, three = words[r, 3 * k], words[r, 3 * k + 1], words[r, 3 * k + 2]
+                    dot = np.float32(0)
+                    for j in range(8):
+                        mask = np.uint32(7 << (3 * j))
+                        dot += np.float32(np.int32(one & mask)) * plane[b, 0, j, k]
+                        dot += np.float32(np.int32((one >> U24 | two << U8) & mask)) * plane[b, 0, 8 + j, k]
+                        dot += np.float32(np.int32((two >> U16 | three << U16) & mask)) * plane[b, 0, 16 + j, k]
+                        dot += np.float32(np.int32((three >> U8) & mask)) * plane[b, 0, 24 + j, k]
+                    dots[k] = dot
+                total = np.float32(0)
+                for g in range(groups):
+                    part = np.float32(0)
+                    for k in range(g * length, (g + 1) * length):
+                        part += dots[k]
+                    zero = zero_point[r, g] if zero_point.size else 0
+                    total += scale[r, g] * (part + np.float32(-4 - zero) * sums[b, g])
+                out[b, r] = total + bias[r] if bias.size else total
+
+    matrix = "float32[:,::1]"
+    return kernel, f"(uint32[:,::1], {matrix}, int8[:,::1], float32[::1], float32[:,:,:,::1], {matrix}, {matrix})"
+
+
+def fill_words_kernel(rows_of=range):
+    """What `fill_kernel` is, for 3 bits, where whole words are read."""
+
+    def kernel(words, scale, zero_point, out):
+        rows, count = words.shape[0], words.shape[1] // 3
+        length = count // scale.shape[1]
+        for r in rows_of(rows):
+            units, scales, zeros = (
+                np.empty((4, count), np.int32),
+                np.empty(count, np.float32),
+                np.empty(count, np.float32),
+            )
+            for k in range(count):
+                one, two, three = words[r, 3 * k], words[r, 3 * k + 1], words[r, 3 * k + 2]
+                units[0, k] = one
+                units[1, k] = one >> U24 | two << U8
+                units[2, k] = two >> U16 | three << U16
+                units[3, k] = three >> U8
+            for g in range(scale.shape[1]):
+                zero = np.float32((zero_point[r, g] if zero_point.size else 0) + 4)
+                for k in range(g * length, (g + 1) * length):
+                    scales[k], zeros[k] = scale[r, g], zero
+            for q in range(4):
+                for j in range(8):
+                    for k in range(count):
+                        code = (units[q, k] >> (3 * j)) & 7
+                        out[r, 0, 8 * q + j, k] = scales[k] * (np.float32(code) - zeros[k])
+
+    return kernel, "(uint32[:,::1], float32[:,::1], int8[:,::1], float32[:,:,:,::1])"
 
 
 def run(maker, sizes, work, *tensors):
@@ -369,9 +453,11 @@ def compiled(maker, sizes, parallel):
     Compiling takes about a second. On a machine where it takes more than two it says so. For one thread there is a
     kernel of its own: those of the pool would wait for one another even if they had nothing to do.
     """
-    kernel, signature = maker(*sizes)
+    # What goes round the rows is given to the maker, for Numba finds a kernel on the disk by what its code holds, and
+    # not by its options: the two would be taken for one another.
+    kernel, signature = maker(*sizes, prange) if parallel else maker(*sizes)
     options = {"parallel": parallel, "fastmath": FASTMATH}
-    with word_after(2.0, f"qlib compiles a kernel for {sizes[0]}-bit weights (once on this machine) …"):
+    with word_after(2.0, f"qlib compiles {maker.__name__}{sizes} (once on this machine) …"):
         try:
             return njit(signature, cache=True, **options)(kernel)
         except RuntimeError:  # Numba found no folder that it may write to

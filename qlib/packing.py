@@ -58,8 +58,8 @@ def unpack(packed, bits, count=None):
     word = torch.zeros(octets.shape[:-1], dtype=torch.int64, device=packed.device)
     for i in range(bits):
         word |= octets[..., i].long() << (8 * i)
-    values = torch.stack([(word >> (i * bits)) & (2**bits - 1) for i in range(8)], dim=-1)
-    return values.to(torch.uint8).flatten(-2)[..., :count]
+    eight = [((word >> (i * bits)) & (2**bits - 1)).to(torch.uint8) for i in range(8)]
+    return torch.stack(eight, dim=-1).flatten(-2)[..., :count]
 
 
 def pack_loop(values, bits):

@@ -306,3 +306,36 @@ def test_the_kernels_are_right_with_the_vectors_of_any_cpu():
     environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("columns", [128, 192, 256])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Scheme(3, group_size=64),
+        Scheme(3, False, group_size=32),
+        Scheme(3, False),
+        Scheme(3, axis=None),
+        Scheme(3, axis=1),
+    ],
+    ids=str,
+)
+def test_three_bits_are_read_in_whole_words_where_they_fill_them(scheme, columns, ways):
+    quantized = layer(scheme, columns)
+    assert quantized.plan.octets == 12  # three words of 32 values
+    for batch in (1, 3, 40):
+        assert_right(quantized, inputs(batch, columns))
+    assert "plain_linear" not in ways
+    quantized.packed = torch.cat([torch.zeros(1, dtype=torch.uint8), quantized.packed.flatten()])[1:].view(37, -1)
+    assert_right(quantized, inputs(1, columns))  # words that begin between two words are left to the formula
+    assert "plain_linear" in ways
+
+
+@pytest.mark.parametrize("maker", [kernels.row_kernel, kernels.fill_kernel])
+def test_the_kernel_for_one_thread_is_not_taken_from_the_disk_for_that_of_many(maker):
+    """Numba's files on disk are told apart by code and constants, not by options: these two once were not."""
+    keys = []
+    for parallel in (False, True):
+        kernel = kernels.compiled(maker, (4, 32), parallel)
+        keys.append(kernel._cache._index_key(kernel.signatures[0], kernel.targetctx.codegen()))
+    assert keys[0] != keys[1]
