@@ -7,6 +7,7 @@ from qlib.models.digits import (
     digits_conv_net,
     load_digits,
     load_digits_conv,
+    load_digits_qat,
     load_small_net,
     small_net,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "load_detector",
     "load_digits",
     "load_digits_conv",
+    "load_digits_qat",
     "load_encoder",
     "load_pictures",
     "load_sentences",

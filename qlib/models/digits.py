@@ -6,7 +6,10 @@ import itertools
 import safetensors.torch
 import torch
 
+from qlib.checkpoint import load_tensors
+from qlib.model import fuse_batch_norms
 from qlib.models.loading import DATA
+from qlib.tensor import QTensor
 
 
 def load_digits():
@@ -86,6 +89,27 @@ def load_digits_conv():
     net = digits_conv_net()
     net.load_state_dict(safetensors.torch.load_file(DATA / "digits_conv" / "net.safetensors"))
     return net.eval().requires_grad_(False)
+
+
+def load_digits_qat(name="per-tensor"):
+    """A `digits_conv_net` that scripts/train_digits_qat.py trained on with weights of 2 bits.
+
+    Its card is data/digits_qat/README.md. The file holds integers; `qlib.load_tensors` gives them as QTensors.
+
+    Args:
+        name: "per-tensor" or "per-row", which say what shares a scale.
+
+    Returns:
+        a torch.nn.Sequential without batch norms, in evaluation mode, float32; its weights lie on the 2-bit grid.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    net = fuse_batch_norms(digits_conv_net().eval())
+    tensors = load_tensors(DATA / "digits_qat" / f"{name}.safetensors")
+    floats = {key: tensor.dequantize() if isinstance(tensor, QTensor) else tensor for key, tensor in tensors.items()}
+    net.load_state_dict(floats)
+    return net.requires_grad_(False)
 
 
 def accuracy(net, pictures, labels):

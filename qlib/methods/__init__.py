@@ -1,0 +1,50 @@
+"""Beyond rounding: methods that take the same Scheme and leave a model with the same QLinear layers.
+
+Each has one function for a matrix, which makes a QTensor or what it is made of, and one for a model, which changes it
+in place as `qlib.quantize_model` does. Calibration data is one batch that the model takes.
+"""
+
+from qlib.methods.awq import awq_model, awq_rescale, awq_scale
+from qlib.methods.calibration import channel_magnitudes, hessian, output_errors
+from qlib.methods.gptq import gptq_model, gptq_quantize
+from qlib.methods.hqq import half_quadratic_zero_points, hqq_model, hqq_quantize
+from qlib.methods.llm_int8 import Int8Linear, llm_int8_model
+from qlib.methods.nf4 import NF4, QLORA, NF4Linear, NF4Tensor, nf4_code_book, nf4_model, nf4_quantize
+from qlib.methods.qat import FakeQuantize, StraightThrough, convert_qat, prepare_qat
+from qlib.methods.rescale import DividedInput, SharedInput, emulate_outliers, rescale_model, shared_inputs
+from qlib.methods.smoothquant import smooth, smoothing_scale, smoothquant_model
+
+__all__ = [
+    "NF4",
+    "QLORA",
+    "DividedInput",
+    "FakeQuantize",
+    "Int8Linear",
+    "NF4Linear",
+    "NF4Tensor",
+    "SharedInput",
+    "StraightThrough",
+    "awq_model",
+    "awq_rescale",
+    "awq_scale",
+    "channel_magnitudes",
+    "convert_qat",
+    "emulate_outliers",
+    "gptq_model",
+    "gptq_quantize",
+    "half_quadratic_zero_points",
+    "hessian",
+    "hqq_model",
+    "hqq_quantize",
+    "llm_int8_model",
+    "nf4_code_book",
+    "nf4_model",
+    "nf4_quantize",
+    "output_errors",
+    "prepare_qat",
+    "rescale_model",
+    "shared_inputs",
+    "smooth",
+    "smoothing_scale",
+    "smoothquant_model",
+]
