@@ -186,3 +186,21 @@ def plot_quantization_errors(original_tensor, quantized_tensor, dequantized_tens
     from IPython.display import display
 
     display(plot.heatmaps(original_tensor, quantized_tensor, dequantized_tensor))
+
+
+def plot_results(model, pil_img, results):
+    """qlib.plot.boxes_on_pictures: the boxes that a detector's processor found on one picture; shown at once.
+
+    Args:
+        model: a detector of transformers, whose config names the labels.
+        pil_img: the picture, as Pillow has it.
+        results: {"scores", "labels", "boxes"}, tensors as `post_process_object_detection` gives them for one picture.
+    """
+    from IPython.display import display
+
+    from qlib.models import Boxes
+
+    picture = torch.tensor(list(pil_img.convert("RGB").tobytes()), dtype=torch.uint8)
+    picture = picture.view(1, pil_img.height, pil_img.width, 3).permute(0, 3, 1, 2)
+    found = Boxes(results["boxes"], results["labels"], results["scores"])
+    display(plot.boxes_on_pictures(picture, {"found": [found]}, model.config.id2label))

@@ -42,7 +42,9 @@ def boxes_on_pictures(pictures, answers, names, truth=None):
                 seen.add(number)
         row[0].set_ylabel(label)
         drawn = sum(len(boxes.labels) for boxes in found)
-        parts.append(f"{label}: {drawn} boxes" + ("" if truth is None else f", {sum(map(sum, rights))} right"))
+        parts.append(
+            f"{label}: {drawn} box{'es' * (drawn != 1)}" + ("" if truth is None else f", {sum(map(sum, rights))} right")
+        )
     handles = [Rectangle((0, 0), 1, 1, facecolor="none", edgecolor=colours[n], linewidth=2) for n in names if n in seen]
     if handles:
         words = [names[number] for number in names if number in seen]
@@ -150,7 +152,7 @@ def perplexity_curves(lines, reference, title):
     axis.annotate("float32", (middle, reference), (0, 3), textcoords="offset points", fontsize=9)
     axis.set_ylim(bottom=reference * 0.75)
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.yaxis.set_minor_locator(NullLocator())
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
