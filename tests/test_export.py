@@ -226,7 +226,7 @@ def test_what_awq_holds_comes_back(qtensor):
         (to_awq, Scheme(4), (12, 32), "12 outputs"),
         (to_awq, Scheme(4, group_size=32), (32, 48), "48 inputs are no multiple of the group size 32"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_what_a_format_has_no_place_for_is_refused_by_name(to, scheme, shape, why):
     qtensor = quantize_tensor(torch.linspace(-1, 1, torch.Size(shape).numel()).reshape(shape), scheme)
