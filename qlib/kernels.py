@@ -438,12 +438,22 @@ def run(maker, sizes, work, *tensors):
         kernel(*arrays)
         return
     with POOL:
+        start_pool()
         before = numba.get_num_threads()
         numba.set_num_threads(threads)
         try:
             kernel(*arrays)
         finally:
             numba.set_num_threads(before)
+
+
+@functools.cache
+def start_pool():
+    """Start Numba's threads. That sets the number of PyTorch's to that of the cores, so it is put back."""
+    before = torch.get_num_threads()
+    numba.get_num_threads()
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
 
 
 @functools.cache

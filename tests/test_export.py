@@ -303,6 +303,11 @@ def logits(model):
         return model(IDS).logits
 
 
+def assert_same_logits(theirs, ours):
+    """Equal but for the order of sums: the reader multiplies with float weights, equal ones, and QLinear with packed."""
+    torch.testing.assert_close(logits(theirs), logits(ours), rtol=1e-4, atol=1e-6)
+
+
 def assert_same_weights(ours, theirs):
     """Each weight of `theirs` is what our QLinear stands for, to the bit; the rest is as it was."""
     layers = {name: layer for name, layer in ours.named_modules() if isinstance(layer, QLinear)}
@@ -325,7 +330,7 @@ def test_transformers_loads_the_model_and_computes_the_same(tmp_path, bits, grou
     # transformers 5.23 makes no place for packed zero points, and so loads them only to take them off at once.
     came_back = loaded(tmp_path / "model", **({} if symmetric else DEQUANTIZED))
     assert_same_weights(model, came_back)
-    assert torch.equal(logits(came_back), logits(model))
+    assert_same_logits(came_back, model)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 5, 6, 7])
@@ -334,7 +339,7 @@ def test_other_widths_are_loaded_too(tmp_path, bits):
     export_compressed_tensors(model, tmp_path / "model")
     came_back = loaded(tmp_path / "model")
     assert_same_weights(model, came_back)
-    assert torch.equal(logits(came_back), logits(model))
+    assert_same_logits(came_back, model)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -367,7 +372,7 @@ def test_a_tied_head_stays_tied_and_is_stored_once(tmp_path):
     export_compressed_tensors(model, tmp_path / "model")
     came_back = loaded(tmp_path / "model")
     assert came_back.lm_head.weight is came_back.model.embed_tokens.weight
-    assert torch.equal(logits(came_back), logits(model))
+    assert_same_logits(came_back, model)
 
 
 def test_layers_of_different_schemes_each_find_theirs(tmp_path):
@@ -380,7 +385,7 @@ def test_layers_of_different_schemes_each_find_theirs(tmp_path):
     assert {"lm_head", "model.layers.1.mlp.up_proj"} <= set(config["ignore"])
     came_back = loaded(tmp_path / "model")
     assert_same_weights(model, came_back)
-    assert torch.equal(logits(came_back), logits(model))
+    assert_same_logits(came_back, model)
 
 
 def test_what_the_config_says(tmp_path):
@@ -426,7 +431,7 @@ def test_other_models_come_back_the_same(tmp_path, make):
     model = make().eval()
     quantize_model(model, Scheme(4, group_size=16), progress=False)
     export_compressed_tensors(model, tmp_path / "model")
-    assert torch.equal(logits(loaded(tmp_path / "model")), logits(model))
+    assert_same_logits(loaded(tmp_path / "model"), model)
 
 
 def test_how_a_model_was_loaded_does_not_matter(tmp_path):
@@ -434,7 +439,7 @@ def test_how_a_model_was_loaded_does_not_matter(tmp_path):
     model = quantized(Scheme(8))
     model.hf_quantizer, model.config.quantization_config = object(), {"quant_method": "qlib"}
     export_compressed_tensors(model, tmp_path / "model")
-    assert torch.equal(logits(loaded(tmp_path / "model")), logits(model))
+    assert_same_logits(loaded(tmp_path / "model"), model)
     assert model.config.quantization_config == {"quant_method": "qlib"}
 
 
@@ -442,7 +447,7 @@ def test_a_large_model_is_written_in_several_files(tmp_path):
     model = quantized(Scheme(4, group_size=32))
     export_compressed_tensors(model, tmp_path / "model", max_shard_size="30KB")
     assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 1
-    assert torch.equal(logits(loaded(tmp_path / "model")), logits(model))
+    assert_same_logits(loaded(tmp_path / "model"), model)
 
 
 def test_a_tokenizer_goes_with_the_model(tmp_path):

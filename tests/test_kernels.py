@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+import textwrap
 import threading
 
 import pytest
@@ -339,3 +340,19 @@ def test_the_kernel_for_one_thread_is_not_taken_from_the_disk_for_that_of_many(m
         kernel = kernels.compiled(maker, (4, 32), parallel)
         keys.append(kernel._cache._index_key(kernel.signatures[0], kernel.targetctx.codegen()))
     assert keys[0] != keys[1]
+
+
+def test_starting_numbas_threads_leaves_pytorchs_number_as_it_is():
+    script = """
+        import numba, torch
+        torch.set_num_threads(1)
+        from qlib import kernels
+        kernels.start_pool()
+        assert numba.get_num_threads() == numba.config.NUMBA_NUM_THREADS
+        assert torch.get_num_threads() == 1, torch.get_num_threads()
+    """
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP", "NUMBA"))}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr

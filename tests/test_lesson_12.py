@@ -189,6 +189,17 @@ def test_the_detector_sees_down_to_4_bits_and_its_convolutions_stay():
     assert convolutions / report.bytes_before == pytest.approx(0.22, abs=0.01)
 
 
+def test_more_than_half_of_the_courses_detector_are_convolutions():
+    resnet_50 = transformers.ResNetConfig(out_features=["stage4"])
+    with torch.device("meta"):
+        model = transformers.DetrForObjectDetection(transformers.DetrConfig(backbone_config=resnet_50, num_labels=91))
+    of_kind = {kind: [m for m in model.modules() if isinstance(m, kind)] for kind in (torch.nn.Conv2d, torch.nn.Module)}
+    convolutions, everything = (
+        sum(p.numel() for m in modules for p in m.parameters(recurse=False)) for modules in of_kind.values()
+    )
+    assert 41e6 < everything < 42e6 and 0.5 < convolutions / everything < 0.6
+
+
 # ---------------------------------------------------------------- pictures
 
 

@@ -42,7 +42,7 @@ def test_the_quiz():
 
 @given(st.integers(1, 8), st.lists(st.integers(0, 255), max_size=30))
 def test_unpack_undoes_pack_and_pack_undoes_unpack_where_no_bit_is_left_over(bits, numbers):
-    values = torch.tensor(numbers, dtype=torch.uint8) % 2**bits
+    values = torch.tensor([number % 2**bits for number in numbers], dtype=torch.uint8)
     assert torch.equal(unpack(pack(values, bits), bits, len(values)), values)
     octets = torch.tensor(numbers, dtype=torch.uint8)
     whole = octets[: len(octets) // bits * bits]

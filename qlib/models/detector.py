@@ -18,7 +18,8 @@ def load_detector(source=None):
 
     Args:
         source: None for the course's own, whose card is data/detector/README.md; a folder or a Hub id of another
-            detector of the DETR family, such as "facebook/detr-resnet-50".
+            detector of the DETR family, such as "facebook/detr-resnet-50". `detect` is for the course's: another has
+            its own way to take pictures and to give scores, which transformers' processor for it knows.
 
     Returns:
         a model of transformers in float32 and evaluation mode; `model.config.id2label` names the shapes.
