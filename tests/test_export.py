@@ -304,7 +304,7 @@ def logits(model):
 
 
 def assert_same_logits(theirs, ours):
-    """Equal but for the order of sums: the reader multiplies with float weights, equal ones, and QLinear with packed."""
+    """Equal but for the order of sums: the reader multiplies with float weights, and QLinear with packed ones."""
     torch.testing.assert_close(logits(theirs), logits(ours), rtol=1e-4, atol=1e-6)
 
 
