@@ -18,7 +18,7 @@ PYTEST = $(PYTHON_VENV) -m pytest -n logical --maxprocesses 4 --dist loadfile \
 # NB=03 narrows test, test-portable and notebooks to one lesson.
 LESSON = $(or $(wildcard notebooks/$(NB)_*.ipynb),$(error There is no lesson $(NB) in notebooks))
 
-.PHONY: help install lab test test-portable notebooks progress lint clean
+.PHONY: help install lab test test-portable notebooks progress bench lint clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -44,12 +44,16 @@ notebooks: install ## run the notebooks again and store their outputs (NB=03: on
 progress: install ## show which exercises are solved
 	@$(PYTHON_VENV) -m qlib.exercises
 
+bench: install ## compare qlib's speed and memory with other libraries' (bench/README.md; ARGS=-h lists options)
+	@sh bench/install.sh
+	@bench/.venv/bin/python -m bench $(ARGS)
+
 lint: install ## check the code's style, notebooks included
 	@$(PYTHON_VENV) -m ruff check .
-	@$(PYTHON_VENV) -m ruff format --check qlib tests scripts
+	@$(PYTHON_VENV) -m ruff format --check qlib tests scripts bench
 
-clean: ## delete caches and build leftovers (not .venv, not the learner's progress)
-	@find . \( -path ./.venv -o -path ./.git -o -path ./notebooks/scratch \) -prune -o \
+clean: ## delete caches and build leftovers (not the .venvs, not the learner's progress)
+	@find . \( -path ./.venv -o -path ./bench/.venv -o -path ./.git -o -path ./notebooks/scratch \) -prune -o \
 		\( -name __pycache__ -o -name .ipynb_checkpoints -o -name .pytest_cache -o -name .ruff_cache \
 		-o -name .hypothesis -o -name '*.egg-info' -o -name '*.ipynb.new' \) -prune -exec rm -rf {} +
 	@rm -rf build dist

@@ -169,8 +169,12 @@ def quantization_error(original, dequantized):
 
 def sqnr(original, dequantized):
     """The signal-to-quantization-noise ratio in decibels: 10 log10 of signal power over error power; inf if equal."""
-    signal = original.double().square().sum()
-    noise = (original.double() - dequantized.double()).square().sum()
+    signal = noise = torch.zeros((), dtype=torch.float64)
+    # A piece at a time: a large weight should not be in memory three times over in float64.
+    for piece, other in zip(original.reshape(-1).split(2**18), dequantized.reshape(-1).split(2**18), strict=True):
+        piece = piece.double()
+        signal = signal + piece.square().sum()
+        noise = noise + (piece - other.double()).square().sum()
     return (10 * torch.log10(signal / noise)).item() if noise else float("inf")
 
 
