@@ -121,7 +121,7 @@ class Completions:
             )
             verdict = "" if text is first else "the same" if text == first else "differs from the colour on"
             head = f"<b>{html.escape(label)}</b>" + (f" <i>{verdict}</i>" if verdict else "")
-            pre = f'<pre style="margin: 2px 0 0 0; white-space: pre-wrap;">{body}</pre>'
+            pre = f'<pre style="margin: 2px 0 0 0; white-space: pre-wrap; font-family: monospace;">{body}</pre>'
             cells.append(
                 f'<div style="border-left: 3px solid #8a8f98; padding: 2px 10px; min-width: 22em; flex: 1 1 22em;">'
                 f"{head}{pre}</div>"
