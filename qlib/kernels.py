@@ -4,16 +4,20 @@ The kernels read the packed bytes just as they are stored. There is no second la
 or to forget, so a layer's buffers may be replaced, moved or written to at any time. It is the input that is laid out
 for the weight: it is small, and that is done once a call.
 
-Bytes hold whole *units* of values: one value a byte at 8 bits, two at 4, four at 2, eight in three bytes at 3. With
-unit k read as one integer u[k], value j of it stands in the bits `mask << (bits * j)`, so that
+A row is read in *units* of whole words of 32 bits that hold whole values: at 8, 4 and 2 bits a unit is one word of 4, 8
+or 16 values; at 3 bits it is three words of 32 values. With u[k] the k-th word, value j of it stands in the bits
+`mask << (bits * j)`, so that
 
     sum over i of code[i] * x[i]  =  sum over k and j of float(u[k] & (mask << (bits * j))) * plane[j, k]
 
 where plane[j, k] = x[values * k + j] / 2**(bits * j). Nothing is shifted, for the power of two is divided out of x;
-nothing is shuffled, for neighbouring lanes of a vector register hold neighbouring units. Codes are counted up from
+nothing is shuffled, for neighbouring lanes of a vector register hold neighbouring words. Codes are counted up from
 the smallest integer (code = q - qmin), and the zero point leaves the loop: in a group of one scale
 
     sum of scale * (q - zero_point) * x  =  scale * (sum of code * x  +  (qmin - zero_point) * sum of x)
+
+Where rows or groups do not fill whole words, and at 5, 6 and 7 bits, units are of the fewest bytes that hold whole
+values, and such a kernel is slower.
 
 All sums are float32, whatever the dtype of x, so a result differs from that of the plain formula by the order of its
 sums alone. More rows in bfloat16 are the exception: see `block_dtype`.
@@ -35,16 +39,23 @@ from qlib.tensor import QTensor
 try:
     import numba
     import numpy as np
-    from numba import njit, prange
+    from llvmlite import ir
+    from numba import njit, prange, types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
 except ImportError:  # the plain formula does all the work
-    numba = None
+    numba = intrinsic = None
 
 # Up to this many rows of x for each of two threads meet the packed weight itself; more meet blocks of it, dequantized.
 FEW_ROWS = 8
 # Weights dequantized at a time, 512 rows of 4096: they stay in the cache, and the next ones take the same memory.
 BLOCK_SIZE = 512 * 4096
+# Rows of x that meet a block at a time, in float32.
+SOME_ROWS = 256
 # Multiplications below which a second thread costs more than it saves.
 ONE_THREAD = 1 << 18
+# Words in a unit, for the widths that are read in whole words.
+WORDS = {8: 1, 4: 1, 3: 3, 2: 1}
 # Units in a span, at most, where a whole row shares one scale.
 LONGEST_SPAN = 1024
 
@@ -53,8 +64,11 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # What a kernel takes for None.
 NO_BIAS, NO_ZERO_POINT = torch.empty(0), torch.empty(0, 0, dtype=torch.int8)
 
-# Shifts of a word that is to stay a word.
-U8, U16, U24 = (np.uint32(bits) for bits in (8, 16, 24)) if numba else (8, 16, 24)
+# So many bytes ahead a kernel asks for the words that it will read, since memory takes long to answer.
+AHEAD = 1 << 15
+
+# Numba makes vector code of a loop that copies a number to at most this many places.
+LANES = 8
 
 # Sums may change their order and products be fused into them; NaN and infinity keep their meaning.
 FASTMATH = {"reassoc", "contract", "nsz"}
@@ -66,7 +80,8 @@ POOL = threading.Lock()
 class Plan(NamedTuple):
     """How the kernels read the weights of one scheme and one number of inputs: see `plan_for`.
 
-    A row is cut into spans of `span` units that share a scale: its groups, or equal pieces of a longer run.
+    Units of whole words (`octets` is 4 or 12) make one span, the row. Units of bytes are cut into spans that share a
+    scale: the groups, or equal pieces of a longer run.
     """
 
     bits: int
@@ -127,21 +142,23 @@ def plain_linear(x, packed, scale, zero_point, bias, scheme, in_features):
 def plan_for(scheme, in_features):
     """The Plan for a weight, or None where only the plain formula fits.
 
-    The kernels ask for spans of whole units and of one length: no ragged last group, no group that ends inside a
-    byte, and at least four units to a span, or a vector register would stay empty.
+    The kernels ask for groups of whole units and of one length: no ragged last group, no group that ends inside a
+    byte, and, where units are not of whole words, at least four to a span, or a vector register would stay empty.
     """
     values, octets = 8 // math.gcd(scheme.bits, 8), scheme.bits // math.gcd(scheme.bits, 8)
     group = in_features if scheme.group_size is None else min(scheme.group_size, in_features)
     if numba is None or in_features == 0 or in_features % group or group % values:
         return None
-    units, groups = group // values, in_features // group
-    if scheme.bits == 3 and group % 32 == 0 and in_features >= 128:
-        return Plan(3, 32, 12, in_features // 32, scheme.axis == 1, groups)  # 32 values in three words: `words_kernel`
+    groups, by_column = in_features // group, scheme.axis == 1
+    if scheme.bits in WORDS and group % (32 * WORDS[scheme.bits] // scheme.bits) == 0:
+        values = 32 * WORDS[scheme.bits] // scheme.bits
+        return Plan(scheme.bits, values, 4 * WORDS[scheme.bits], in_features // values, by_column, groups)
     # A whole row is cut into at least four spans, as long as they can be.
+    units = group // values
     span = units if groups > 1 else math.gcd(units // 4 if units % 4 == 0 else units, LONGEST_SPAN)
     if span < 4:
         return None
-    return Plan(scheme.bits, values, octets, span, scheme.axis == 1, groups)
+    return Plan(scheme.bits, values, octets, span, by_column, groups)
 
 
 def fits(x, packed, scale, zero_point, bias, in_features, plan):
@@ -157,7 +174,7 @@ def fits(x, packed, scale, zero_point, bias, in_features, plan):
         and is_plain(x)
         and is_plain(packed, torch.uint8)
         and packed.shape[1] * plan.values == in_features * plan.octets
-        and (plan.octets != 12 or packed.data_ptr() % 4 == 0)
+        and (plan.octets % 4 or packed.data_ptr() % 4 == 0)
         and is_plain(scale, torch.float32)
         and (scale.shape == qparam_shape or scale.ndim == 0)
         and (zero_point is None or (is_plain(zero_point, torch.int8) and zero_point.shape == scale.shape))
@@ -203,17 +220,12 @@ def through_rows(x, packed, scale, zero_point, bias, plan):
     if x.data_ptr() % 4:
         x = x.clone()
     out = torch.empty(x.shape[0], rows)
-    plane = torch.empty(x.shape[0], x.shape[1] // (plan.values * plan.span), plan.values, plan.span)
-    sums = torch.zeros(x.shape[0], scale.shape[1])
-    if plan.octets == 12:
-        run(plane_kernel, (plan.bits, 8), 0, x, plane, torch.zeros(x.shape[0], 1))
-        torch.sum(x.unflatten(1, (scale.shape[1], -1)), 2, out=sums)
-        words = packed.view(torch.uint32)
-        run(words_kernel, (), x.numel() * rows, words, scale, zero_point, bias, plane, sums, out)
-    else:
-        run(plane_kernel, (plan.bits, plan.values), 0, x, plane, sums)
-        spans = packed.view(rows, -1, plan.octets * plan.span)
-        run(row_kernel, (plan.bits, plan.span), x.numel() * rows, spans, scale, zero_point, bias, plane, sums, out)
+    maker, sizes = (
+        (row_kernel, (plan.bits, plan.span // plan.groups))
+        if plan.octets % 4 == 0
+        else (bytes_row_kernel, (plan.bits, plan.span))
+    )
+    run(maker, sizes, x.numel() * rows, units_of(packed, plan), scale, zero_point, bias, x, out)
     return out
 
 
@@ -226,9 +238,8 @@ def through_blocks(x, packed, scale, zero_point, bias, plan):
     rows, dtype = packed.shape[0], block_dtype(x.dtype)
     x = x.to(dtype).unflatten(1, (-1, plan.span, plan.values)).transpose(2, 3).flatten(1)
     out = torch.empty(x.shape[0], rows, dtype=dtype)
-    three = plan.octets == 12
-    stored = packed.view(torch.uint32) if three else packed.view(rows, -1, plan.octets * plan.span)
-    maker, sizes = (fill_words_kernel, ()) if three else (fill_kernel, (plan.bits, plan.span))
+    units = units_of(packed, plan)
+    maker, sizes = (fill_kernel, (plan.bits,)) if plan.octets % 4 == 0 else (bytes_fill_kernel, (plan.bits, plan.span))
     height = min(rows, max(1, BLOCK_SIZE // x.shape[1]))
     block = torch.empty(height, x.shape[1] // (plan.values * plan.span), plan.values, plan.span)
     rounded = block if dtype == torch.float32 else torch.empty_like(block, dtype=dtype)
@@ -237,11 +248,30 @@ def through_blocks(x, packed, scale, zero_point, bias, plan):
         count = here.stop - first
         zeros = zero_point[here] if zero_point.numel() else zero_point
         # On one thread: after a product PyTorch's own threads keep their cores for a while, in case there is another.
-        run(maker, sizes, 0, stored[here], scale[here], zeros, block[:count])
+        run(maker, sizes, 0, units[here], scale[here], zeros, block[:count])
         if rounded is not block:
             rounded[:count].copy_(block[:count])
-        torch.mm(x, rounded[:count].flatten(1).T, out=out[:, here])
+        multiply(x, rounded[:count].flatten(1), out[:, here])
     return out + bias if bias.numel() else out
+
+
+def units_of(packed, plan):
+    """A packed weight as its kernels read it: uint32, (rows, words), or uint8, (rows, spans, bytes of a span)."""
+    if plan.octets % 4 == 0:
+        return packed.view(torch.uint32)
+    return packed.view(packed.shape[0], -1, plan.octets * plan.span)
+
+
+def multiply(x, block, out):
+    """out = x @ block.T, in the order that is fastest: in float32 with the block on the left, some rows of x at a time.
+
+    PyTorch's product takes up to a third longer if the block, fresh in the cache of one core, stands on the right.
+    """
+    if x.dtype != torch.float32:
+        torch.mm(x, block.T, out=out)
+        return
+    for some, result in zip(x.split(SOME_ROWS), out.split(SOME_ROWS)):
+        result.copy_(torch.mm(block, some.T).T)
 
 
 def block_dtype(dtype):
@@ -267,79 +297,120 @@ def has_bfloat16():
 # ---------------------------------------------------------------- the kernels
 
 
-def row_kernel(bits, span, rows_of=range):
-    """The kernel that multiplies packed rows with a few rows of x, for one width and one number of units in a span."""
-    values, octets, mask, qmin = 8 // math.gcd(bits, 8), bits // math.gcd(bits, 8), 2**bits - 1, quant_range(bits)[0]
-    # The lanes of a vector register are added up once for four short spans, or that would take longer than the rest.
-    by_four = octets == 1 and span <= 128
+def row_kernel(bits, length, rows_of=range):
+    """The kernel that multiplies packed rows with a few rows of x, for one width and one number of units in a group.
 
-    def kernel(packed, scale, zero_point, bias, plane, sums, out):
+    It is for the widths that are read in whole words.
+    """
+    words_of_unit, parts, values = WORDS[bits], 4 if bits == 3 else 1, 8 if bits == 3 else 32 // bits
+    mask, qmin = 2**bits - 1, quant_range(bits)[0]
+    near = math.gcd(length, LANES)
+    far = length // near
+
+    def kernel(words, scale, zero_point, bias, x, out):
+        rows, units = words.shape[0], words.shape[1] // words_of_unit
+        batch, groups = x.shape[0], scale.shape[1]
+        plane, sums = lay_out(x, units, values * parts, bits, values, groups)
+        chunks = min(rows, 16)
+        for c in rows_of(chunks):
+            some, each = np.empty(groups * far, np.float32), np.empty(units, np.float32)
+            for r in range(c * rows // chunks, (c + 1) * rows // chunks):
+                fetch(words, r, AHEAD)
+                # The scale of each unit, in two steps, so that each is of a few copies.
+                for g in range(groups):
+                    one = scale[r, g]
+                    for i in range(far):
+                        some[g * far + i] = one
+                for g in range(groups * far):
+                    one = some[g]
+                    for i in range(near):
+                        each[g * near + i] = one
+                for b in range(batch):
+                    total = np.float32(0)
+                    for k in range(units):
+                        dot = np.float32(0)
+                        for p in range(parts):
+                            word = part_of_unit(words, r, words_of_unit * k, p)
+                            for j in range(values):
+                                if bits * (j + 1) == 32:  # the sign bit of an int32: shifted, not masked
+                                    code = np.int32(word >> np.uint32(32 - bits))
+                                else:
+                                    code = np.int32(word & np.uint32(mask << (bits * j)))
+                                dot += np.float32(code) * plane[b, values * p + j, k]
+                        total += each[k] * dot
+                    for g in range(groups):
+                        zero = zero_point[r, g] if zero_point.size else 0
+                        total += scale[r, g] * np.float32(qmin - zero) * sums[b, g]
+                    out[b, r] = total + bias[r] if bias.size else total
+
+    matrix = "float32[:,::1]"
+    return kernel, f"(uint32[:,::1], {matrix}, int8[:,::1], float32[::1], {matrix}, {matrix})"
+
+
+def fill_kernel(bits, rows_of=range):
+    """The kernel that dequantizes packed rows into float32, to the bit as the plain formula does, for whole words.
+
+    Value j of unit k goes to [j, k], so that neighbours are written side by side: in a row of the result the columns
+    stand in another order than in the weight.
+    """
+    words_of_unit, parts, values = WORDS[bits], 4 if bits == 3 else 1, 8 if bits == 3 else 32 // bits
+    mask, qmin = 2**bits - 1, quant_range(bits)[0]
+
+    def kernel(words, scale, zero_point, out):
+        rows, units = words.shape[0], words.shape[1] // words_of_unit
+        groups = scale.shape[1]
+        for r in rows_of(rows):
+            unit, each, zero = np.empty(units, np.uint32), np.empty(units, np.float32), np.empty(units, np.float32)
+            for g in range(groups):
+                one = scale[r, g]
+                offset = np.float32((zero_point[r, g] if zero_point.size else 0) - qmin)
+                for k in range(g * units // groups, (g + 1) * units // groups):
+                    each[k], zero[k] = one, offset
+            for p in range(parts):
+                for k in range(units):
+                    unit[k] = part_of_unit(words, r, words_of_unit * k, p)
+                for j in range(values):
+                    for k in range(units):
+                        code = np.int32((unit[k] >> np.uint32(bits * j)) & np.uint32(mask))
+                        out[r, 0, values * p + j, k] = each[k] * (np.float32(code) - zero[k])
+
+    return kernel, "(uint32[:,::1], float32[:,::1], int8[:,::1], float32[:,:,:,::1])"
+
+
+def bytes_row_kernel(bits, span, rows_of=range):
+    """What `row_kernel` is where units are of bytes, for one number of units in a span."""
+    values, octets, mask, qmin = 8 // math.gcd(bits, 8), bits // math.gcd(bits, 8), 2**bits - 1, quant_range(bits)[0]
+
+    def kernel(packed, scale, zero_point, bias, x, out):
         rows, spans, _ = packed.shape
-        batch, groups = sums.shape
+        batch, groups = x.shape[0], scale.shape[1]
         step = min(groups - 1, 1)  # a scale for every span, or the same one for all of them
+        plane, sums = lay_out(x, spans * span, values, bits, values, groups)
         for r in rows_of(rows):
             for b in range(batch):
                 total = np.float32(0)
-                fours = spans // 4 if by_four else 0
-                for q in range(fours):
+                for s in range(spans):
                     part = np.float32(0)
                     for k in range(span):
-                        for h in range(4):
-                            dot = np.float32(0)
-                            for j in range(values):
-                                code = np.int32(packed[r, 4 * q + h, k] & (mask << (bits * j)))
-                                dot += np.float32(code) * plane[b, 4 * q + h, j, k]
-                            part += scale[r, (4 * q + h) * step] * dot
-                    total += part
-                for s in range(spans):
-                    if s >= 4 * fours:
-                        part = np.float32(0)
-                        for k in range(span):
-                            unit = np.int64(packed[r, s, octets * k])
-                            for o in range(1, octets):
-                                unit |= np.int64(packed[r, s, octets * k + o]) << (8 * o)
-                            dot = np.float32(0)
-                            for j in range(values):
-                                code = unit & (mask << (bits * j))
-                                dot += np.float32(np.int32(code) if octets < 4 else code) * plane[b, s, j, k]
-                            part += scale[r, s * step] * dot
-                        total += part
+                        unit = np.int64(packed[r, s, octets * k])
+                        for o in range(1, octets):
+                            unit |= np.int64(packed[r, s, octets * k + o]) << (8 * o)
+                        for j in range(values):
+                            code = unit & (mask << (bits * j))
+                            code = np.float32(np.int32(code) if octets < 4 else code)
+                            part += code * plane[b, j, s * span + k]
+                    total += scale[r, s * step] * part
                 for g in range(groups):
                     zero = zero_point[r, g] if zero_point.size else 0
                     total += scale[r, g] * np.float32(qmin - zero) * sums[b, g]
                 out[b, r] = total + bias[r] if bias.size else total
 
     matrix = "float32[:,::1]"
-    return kernel, f"(uint8[:,:,::1], {matrix}, int8[:,::1], float32[::1], float32[:,:,:,::1], {matrix}, {matrix})"
+    return kernel, f"(uint8[:,:,::1], {matrix}, int8[:,::1], float32[::1], {matrix}, {matrix})"
 
 
-def plane_kernel(bits, values_of_unit):
-    """The kernel that lays a few rows of x out in planes, each divided by its power of two, and sums its groups."""
-
-    def kernel(x, plane, sums):
-        batch, spans, values, span = plane.shape
-        step = min(sums.shape[1] - 1, 1)
-        for b in range(batch):
-            for s in range(spans):
-                here = x[b, s * span * values : (s + 1) * span * values]
-                total = np.float32(0)
-                for i in range(here.size):
-                    total += here[i]
-                sums[b, s * step] += total
-                for j in range(values):
-                    power = np.float32(0.5 ** (bits * (j % values_of_unit)))
-                    for k in range(span):
-                        plane[b, s, j, k] = here[k * values + j] * power
-
-    return kernel, "(float32[:,::1], float32[:,:,:,::1], float32[:,::1])"
-
-
-def fill_kernel(bits, span, rows_of=range):
-    """The kernel that dequantizes packed rows into float32, to the bit as the plain formula does.
-
-    Value j of unit k of span s goes to [s, j, k], so that neighbours are written side by side: in a row of the result
-    the columns of each span stand in another order than in the weight.
-    """
+def bytes_fill_kernel(bits, span, rows_of=range):
+    """What `fill_kernel` is where units are of bytes: value j of unit k of span s goes to [s, j, k]."""
     values, octets, mask, qmin = 8 // math.gcd(bits, 8), bits // math.gcd(bits, 8), 2**bits - 1, quant_range(bits)[0]
 
     def kernel(packed, scale, zero_point, out):
@@ -359,72 +430,67 @@ def fill_kernel(bits, span, rows_of=range):
     return kernel, "(uint8[:,:,::1], float32[:,::1], int8[:,::1], float32[:,:,:,::1])"
 
 
-def words_kernel(rows_of=range):
-    """What `row_kernel` is, for 3 bits, where whole words are read: 32 values in three of them, eight to a unit.
+# ---------------------------------------------------------------- what the kernels share
 
-    Bytes three apart do not fill a vector register; words three apart do. All products of one place in the units are
-    added up before a scale is looked for, so that short groups do not cut the register short.
+
+@intrinsic
+def prefetch(context, address):
+    """Have the processor bring the bytes at an address closer, without waiting for them. It cannot fail."""
+
+    def emit(_, builder, __, arguments):
+        pointer, number = ir.PointerType(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        to_read, to_the_second_cache, data = number(0), number(2), number(1)
+        builder.call(function, [builder.inttoptr(arguments[0], pointer), to_read, to_the_second_cache, data])
+
+    return types.void(types.intp), emit
+
+
+def inlined(function):
+    """A function that the kernels call, made part of them as they are compiled; without Numba it is left as it is."""
+    return njit(fastmath=FASTMATH)(function) if numba else function
+
+
+@inlined
+def lay_out(x, units, values, bits, fields, groups):
+    """Rows of x in planes, (batch, values, units), each divided by its power of two; and the sums of their groups."""
+    batch, inputs = x.shape
+    plane, sums = np.empty((batch, values, units), np.float32), np.empty((batch, groups), np.float32)
+    length = inputs // groups
+    for b in range(batch):
+        for j in range(values):
+            power = np.float32(0.5 ** (bits * (j % fields)))
+            if bits * (j % fields + 1) == 32:
+                power = np.float32(1)
+            for k in range(units):
+                plane[b, j, k] = x[b, k * values + j] * power
+        for g in range(groups):
+            total = np.float32(0)
+            for i in range(g * length, (g + 1) * length):
+                total += x[b, i]
+            sums[b, g] = total
+    return plane, sums
+
+
+@inlined
+def fetch(words, r, ahead):
+    """Ask for as much as row r holds, so many bytes behind its beginning, whatever lies there.
+
+    The processor looks ahead by itself, but not beyond a page, and a page is soon read at 2 bits a weight.
     """
-
-    def kernel(words, scale, zero_point, bias, plane, sums, out):
-        rows, count = words.shape[0], words.shape[1] // 3
-        batch, groups = sums.shape
-        length = count // groups
-        for r in rows_of(rows):
-            dots = np.empty(count, np.float32)
-            for b in range(batch):
-                for k in range(count):
-                    one, two, three = words[r, 3 * k], words[r, 3 * k + 1], words[r, 3 * k + 2]
-                    dot = np.float32(0)
-                    for j in range(8):
-                        mask = np.uint32(7 << (3 * j))
-                        dot += np.float32(np.int32(one & mask)) * plane[b, 0, j, k]
-                        dot += np.float32(np.int32((one >> U24 | two << U8) & mask)) * plane[b, 0, 8 + j, k]
-                        dot += np.float32(np.int32((two >> U16 | three << U16) & mask)) * plane[b, 0, 16 + j, k]
-                        dot += np.float32(np.int32((three >> U8) & mask)) * plane[b, 0, 24 + j, k]
-                    dots[k] = dot
-                total = np.float32(0)
-                for g in range(groups):
-                    part = np.float32(0)
-                    for k in range(g * length, (g + 1) * length):
-                        part += dots[k]
-                    zero = zero_point[r, g] if zero_point.size else 0
-                    total += scale[r, g] * (part + np.float32(-4 - zero) * sums[b, g])
-                out[b, r] = total + bias[r] if bias.size else total
-
-    matrix = "float32[:,::1]"
-    return kernel, f"(uint32[:,::1], {matrix}, int8[:,::1], float32[::1], float32[:,:,:,::1], {matrix}, {matrix})"
+    first = words.ctypes.data + 4 * words.shape[1] * r + ahead
+    for at in range(first, first + 4 * words.shape[1], 64):  # the bytes that come at a time
+        prefetch(at)
 
 
-def fill_words_kernel(rows_of=range):
-    """What `fill_kernel` is, for 3 bits, where whole words are read."""
-
-    def kernel(words, scale, zero_point, out):
-        rows, count = words.shape[0], words.shape[1] // 3
-        length = count // scale.shape[1]
-        for r in rows_of(rows):
-            units, scales, zeros = (
-                np.empty((4, count), np.int32),
-                np.empty(count, np.float32),
-                np.empty(count, np.float32),
-            )
-            for k in range(count):
-                one, two, three = words[r, 3 * k], words[r, 3 * k + 1], words[r, 3 * k + 2]
-                units[0, k] = one
-                units[1, k] = one >> U24 | two << U8
-                units[2, k] = two >> U16 | three << U16
-                units[3, k] = three >> U8
-            for g in range(scale.shape[1]):
-                zero = np.float32((zero_point[r, g] if zero_point.size else 0) + 4)
-                for k in range(g * length, (g + 1) * length):
-                    scales[k], zeros[k] = scale[r, g], zero
-            for q in range(4):
-                for j in range(8):
-                    for k in range(count):
-                        code = (units[q, k] >> (3 * j)) & 7
-                        out[r, 0, 8 * q + j, k] = scales[k] * (np.float32(code) - zeros[k])
-
-    return kernel, "(uint32[:,::1], float32[:,::1], int8[:,::1], float32[:,:,:,::1])"
+@inlined
+def part_of_unit(words, r, first, p):
+    """The word that holds part p of a unit: the unit's only word, or eight values of the 32 that three words hold."""
+    at, low = first + (24 * p) // 32, (24 * p) % 32
+    if low <= 8:
+        return words[r, at] >> np.uint32(low)
+    return (words[r, at] >> np.uint32(low)) | (words[r, at + 1] << np.uint32(32 - low))
 
 
 def run(maker, sizes, work, *tensors):
