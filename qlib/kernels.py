@@ -48,8 +48,8 @@ except ImportError:  # the plain formula does all the work
 
 # Up to this many rows of x for each of two threads meet the packed weight itself; more meet blocks of it, dequantized.
 FEW_ROWS = 8
-# Weights dequantized at a time, 512 rows of 4096: they stay in the cache, and the next ones take the same memory.
-BLOCK_SIZE = 512 * 4096
+# Weights dequantized at a time, 256 rows of 4096: they stay in the cache, and the next ones take the same memory.
+BLOCK_SIZE = 256 * 4096
 # Rows of x that meet a block at a time, in float32.
 SOME_ROWS = 256
 # Multiplications below which a second thread costs more than it saves.
@@ -239,7 +239,11 @@ def through_blocks(x, packed, scale, zero_point, bias, plan):
     x = x.to(dtype).unflatten(1, (-1, plan.span, plan.values)).transpose(2, 3).flatten(1)
     out = torch.empty(x.shape[0], rows, dtype=dtype)
     units = units_of(packed, plan)
-    maker, sizes = (fill_kernel, (plan.bits,)) if plan.octets % 4 == 0 else (bytes_fill_kernel, (plan.bits, plan.span))
+    maker, sizes = (
+        (fill_kernel, (plan.bits, plan.span // plan.groups))
+        if plan.octets % 4 == 0
+        else (bytes_fill_kernel, (plan.bits, plan.span))
+    )
     height = min(rows, max(1, BLOCK_SIZE // x.shape[1]))
     block = torch.empty(height, x.shape[1] // (plan.values * plan.span), plan.values, plan.span)
     rounded = block if dtype == torch.float32 else torch.empty_like(block, dtype=dtype)
@@ -270,8 +274,9 @@ def multiply(x, block, out):
     if x.dtype != torch.float32:
         torch.mm(x, block.T, out=out)
         return
+    product = torch.empty(block.shape[0], min(x.shape[0], SOME_ROWS))
     for some, result in zip(x.split(SOME_ROWS), out.split(SOME_ROWS)):
-        result.copy_(torch.mm(block, some.T).T)
+        result.copy_(torch.mm(block, some.T, out=product[:, : some.shape[0]]).T)
 
 
 def block_dtype(dtype):
@@ -316,15 +321,7 @@ def row_kernel(bits, length, rows_of=range):
             some, each = np.empty(groups * far, np.float32), np.empty(units, np.float32)
             for r in range(c * rows // chunks, (c + 1) * rows // chunks):
                 fetch(words, r, AHEAD)
-                # The scale of each unit, in two steps, so that each is of a few copies.
-                for g in range(groups):
-                    one = scale[r, g]
-                    for i in range(far):
-                        some[g * far + i] = one
-                for g in range(groups * far):
-                    one = some[g]
-                    for i in range(near):
-                        each[g * near + i] = one
+                spread(scale[r], far, near, some, each)
                 for b in range(batch):
                     total = np.float32(0)
                     for k in range(units):
@@ -347,7 +344,7 @@ def row_kernel(bits, length, rows_of=range):
     return kernel, f"(uint32[:,::1], {matrix}, int8[:,::1], float32[::1], {matrix}, {matrix})"
 
 
-def fill_kernel(bits, rows_of=range):
+def fill_kernel(bits, length):
     """The kernel that dequantizes packed rows into float32, to the bit as the plain formula does, for whole words.
 
     Value j of unit k goes to [j, k], so that neighbours are written side by side: in a row of the result the columns
@@ -355,23 +352,27 @@ def fill_kernel(bits, rows_of=range):
     """
     words_of_unit, parts, values = WORDS[bits], 4 if bits == 3 else 1, 8 if bits == 3 else 32 // bits
     mask, qmin = 2**bits - 1, quant_range(bits)[0]
+    near = math.gcd(length, LANES)
+    far = length // near
 
     def kernel(words, scale, zero_point, out):
         rows, units = words.shape[0], words.shape[1] // words_of_unit
         groups = scale.shape[1]
-        for r in rows_of(rows):
-            unit, each, zero = np.empty(units, np.uint32), np.empty(units, np.float32), np.empty(units, np.float32)
-            for g in range(groups):
-                one = scale[r, g]
-                offset = np.float32((zero_point[r, g] if zero_point.size else 0) - qmin)
-                for k in range(g * units // groups, (g + 1) * units // groups):
-                    each[k], zero[k] = one, offset
+        part, zeros = np.empty(units, np.uint32), np.full(groups, -qmin, np.float32)
+        some, each, zero = np.empty(groups * far, np.float32), np.empty(units, np.float32), np.empty(units, np.float32)
+        spread(zeros, far, near, some, zero)
+        for r in range(rows):
+            spread(scale[r], far, near, some, each)
+            if zero_point.size:
+                for g in range(groups):
+                    zeros[g] = zero_point[r, g] - qmin
+                spread(zeros, far, near, some, zero)
             for p in range(parts):
                 for k in range(units):
-                    unit[k] = part_of_unit(words, r, words_of_unit * k, p)
+                    part[k] = part_of_unit(words, r, words_of_unit * k, p)
                 for j in range(values):
                     for k in range(units):
-                        code = np.int32((unit[k] >> np.uint32(bits * j)) & np.uint32(mask))
+                        code = np.int32((part[k] >> np.uint32(bits * j)) & np.uint32(mask))
                         out[r, 0, values * p + j, k] = each[k] * (np.float32(code) - zero[k])
 
     return kernel, "(uint32[:,::1], float32[:,::1], int8[:,::1], float32[:,:,:,::1])"
@@ -409,14 +410,14 @@ def bytes_row_kernel(bits, span, rows_of=range):
     return kernel, f"(uint8[:,:,::1], {matrix}, int8[:,::1], float32[::1], {matrix}, {matrix})"
 
 
-def bytes_fill_kernel(bits, span, rows_of=range):
+def bytes_fill_kernel(bits, span):
     """What `fill_kernel` is where units are of bytes: value j of unit k of span s goes to [s, j, k]."""
     values, octets, mask, qmin = 8 // math.gcd(bits, 8), bits // math.gcd(bits, 8), 2**bits - 1, quant_range(bits)[0]
 
     def kernel(packed, scale, zero_point, out):
         rows, spans, _ = packed.shape
         step = min(scale.shape[1] - 1, 1)
-        for r in rows_of(rows):
+        for r in range(rows):
             for s in range(spans):
                 one = scale[r, s * step]
                 zero = np.float32((zero_point[r, s * step] if zero_point.size else 0) - qmin)
@@ -449,7 +450,7 @@ def prefetch(context, address):
 
 def inlined(function):
     """A function that the kernels call, made part of them as they are compiled; without Numba it is left as it is."""
-    return njit(fastmath=FASTMATH)(function) if numba else function
+    return njit(fastmath=FASTMATH, inline="always")(function) if numba else function
 
 
 @inlined
@@ -471,6 +472,19 @@ def lay_out(x, units, values, bits, fields, groups):
                 total += x[b, i]
             sums[b, g] = total
     return plane, sums
+
+
+@inlined
+def spread(row, far, near, some, out):
+    """Write each number of a row far * near times; in two steps, so that each is of a few copies."""
+    for g in range(row.size):
+        one = row[g]
+        for i in range(far):
+            some[g * far + i] = one
+    for g in range(row.size * far):
+        one = some[g]
+        for i in range(near):
+            out[g * near + i] = one
 
 
 @inlined
