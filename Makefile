@@ -15,10 +15,10 @@ QUIETLY = tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT INT TERM && unset MPLB
 PYTEST = $(PYTHON_VENV) -m pytest -n logical --maxprocesses 4 --dist loadfile \
 	--nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg --durations=10
 
-# NB=03 narrows test, test-portable and notebooks to one lesson.
+# NB=03 narrows test, test-portable, test-browser and notebooks to one lesson.
 LESSON = $(or $(wildcard notebooks/$(NB)_*.ipynb),$(error There is no lesson $(NB) in notebooks))
 
-.PHONY: help install lab test test-portable notebooks progress bench lint clean
+.PHONY: help install lab test test-portable test-browser notebooks html progress bench lint clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -27,9 +27,7 @@ install: ## make .venv with everything that the lessons need (PYTHON=/path/to/py
 	@sh scripts/install.sh
 
 lab: install ## open the lessons in JupyterLab (ARGS='--no-browser --port 9000' goes to it)
-	@echo "JupyterLab listens at the localhost address below; Ctrl-C twice stops it."
-	@PATH="$$PWD/.venv/bin:$$PATH" $(PYTHON_VENV) -m jupyterlab --log-level=ERROR --LabApp.log_level=ERROR \
-		$(or $(wildcard notebooks/00_start_here.ipynb),notebooks) $(ARGS)
+	@PATH="$$PWD/.venv/bin:$$PATH" $(PYTHON_VENV) scripts/lab.py notebooks/00_start_here.ipynb $(ARGS)
 
 test: install ## run every test and check every notebook's outputs (NB=03: one lesson)
 	@$(QUIETLY) $(PYTEST) $(if $(NB),$(LESSON) $(wildcard tests/*$(NB)*.py),tests notebooks)
@@ -38,8 +36,15 @@ test-portable: install ## check the notebooks' outputs with plain CPU instructio
 	@$(QUIETLY) ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 \
 		$(PYTEST) $(if $(NB),$(LESSON),notebooks)
 
+test-browser: install ## run the lessons in JupyterLab in Chromium or Chrome, if there is one (NB=03: one lesson)
+	@$(QUIETLY) $(PYTHON_VENV) -m pytest -n logical --maxprocesses 2 --dist worksteal --durations=10 \
+		tests/browser $(if $(NB),$(if $(LESSON),-k $(NB)_))
+
 notebooks: install ## run the notebooks again and store their outputs (NB=03: one lesson)
 	@$(QUIETLY) $(PYTHON_VENV) scripts/notebooks.py $(if $(NB),$(LESSON),$(wildcard notebooks/*.ipynb))
+
+html: install ## write the lessons as web pages into build/html, to read without running them
+	@$(PYTHON_VENV) scripts/pages/build.py build/html
 
 progress: install ## show which exercises are solved
 	@$(PYTHON_VENV) -m qlib.exercises

@@ -19,11 +19,12 @@ import safetensors
 import safetensors.torch
 import torch
 
-from qlib.linear import QLinear, is_conv1d, weight_of
-from qlib.model import choose_layers, places_of, replace_layers, still_on_meta
+from qlib.kinds import empty_layers, entries_of, entry_of, quantizer_for
+from qlib.linear import is_conv1d, weight_of
+from qlib.model import choose_layers, empty_layer, places_of, replace_layers, still_on_meta
 from qlib.report import progress_bar
 from qlib.scheme import Scheme
-from qlib.tensor import QTensor, plain_tensors, quantize_tensor
+from qlib.tensor import QTensor, plain_tensors
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
@@ -151,7 +152,7 @@ def save_quantized(model, folder, tokenizer=None, max_shard_size="5GB"):
     nothing to do with weights, such as README.md, are kept.
 
     Args:
-        model: a torch.nn.Module with QLinear layers, such as `quantize_model` leaves.
+        model: a torch.nn.Module with quantized layers, such as `quantize_model` and the methods leave.
         folder: where to; its parent is made if need be.
         tokenizer: one of transformers, to go with the model, or None.
         max_shard_size: bytes, or a string such as "200MB".
@@ -182,9 +183,9 @@ def save_quantized(model, folder, tokenizer=None, max_shard_size="5GB"):
 def load_quantized(folder, model=None):
     """Load what `save_quantized` or `quantize_checkpoint` wrote, tensor by tensor into a model that has no memory yet.
 
-    The model is built on the meta device, its QLinear layers put in, and each tensor is read from the file straight to
-    its place: the memory in use peaks near the size of the file. Names, shapes and dtypes are all checked before the
-    first tensor is read.
+    The model is built on the meta device, its quantized layers put in, each of its kind, and each tensor is read from
+    the file straight to its place: the memory in use peaks near the size of the file. Names, shapes and dtypes are all
+    checked before the first tensor is read.
 
     Args:
         folder: the checkpoint's.
@@ -200,11 +201,11 @@ def load_quantized(folder, model=None):
     """
     folder = whole_folder(folder)
     config = read_json(folder / CONFIG)
-    schemes = schemes_in(config, folder)
+    empties = empty_layers(layers_in(config, folder), folder / CONFIG)
     headers = {path: file_header(path) for path in weight_files(folder)}
     model = empty_model(folder, config) if model is None else model
     try:
-        replace_layers(model, schemes)
+        replace_layers(model, empties)
     except (AttributeError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG} does not fit the model: {error}") from None
     fill(model, headers, folder)
@@ -218,8 +219,8 @@ def load_quantized(folder, model=None):
 
 
 def config_of(model):
-    """What config.json says of a quantized model: transformers' configuration, and each quantized layer's scheme."""
-    layers = quantized_layers(model)
+    """What config.json says of a quantized model: transformers' configuration, and each quantized layer's entry."""
+    layers = entries_of(model)
     if not layers:
         raise ValueError(f"no layer of this {type(model).__name__} is quantized: quantize_model(model, scheme) first")
     config = getattr(model, "config", None)
@@ -229,13 +230,8 @@ def config_of(model):
     return described | {"quantization_config": {"quant_method": METHOD, "layers": layers}}
 
 
-def quantized_layers(model):
-    """{name: settings of its Scheme} of the quantized layers, as config.json lists them."""
-    return {name: dataclasses.asdict(m.scheme) for name, m in model.named_modules() if isinstance(m, QLinear)}
-
-
-def schemes_in(config, folder):
-    """{name of a layer: Scheme} from what config.json says."""
+def layers_in(config, folder):
+    """{name of a layer: its entry} from what config.json says; see `qlib.kinds`."""
     path = folder / CONFIG
     quantization = config.get("quantization_config")
     if not isinstance(quantization, dict) or quantization.get("quant_method") != METHOD:
@@ -243,14 +239,7 @@ def schemes_in(config, folder):
     layers = quantization.get("layers")
     if not isinstance(layers, dict):
         raise ValueError(f"{path} lacks quantization_config.layers, the schemes of the quantized layers")
-    name = "layers"
-    try:
-        schemes = {}
-        for name, scheme in layers.items():
-            schemes[name] = Scheme(**scheme)
-        return schemes
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: layer {name!r}: {error}") from None
+    return layers
 
 
 def empty_model(folder, config):
@@ -386,7 +375,8 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
     Args:
         source: a folder with config.json and the weights in safetensors files.
         folder: where to; it must not be `source`.
-        scheme, ignore: as for `quantize_model`.
+        scheme: a Scheme, for rounding, or an NF4 (qlib.methods). What else there is of methods wants the model itself.
+        ignore: as for `quantize_model`.
 
     Returns:
         the names of the layers that were quantized.
@@ -398,6 +388,7 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
     source, folder = pathlib.Path(source), pathlib.Path(folder)
     if source.resolve() == folder.resolve():
         raise ValueError(f"{folder} is the checkpoint itself; write the quantized one to another folder")
+    _, layer_class = quantizer_for(scheme)
     config = read_json(source / CONFIG)
     if "quantization_config" in config:
         raise ValueError(f"{source / CONFIG} says that this checkpoint is quantized already")
@@ -414,7 +405,8 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
         )
     check_weights(source, headers, names, layers)
 
-    method = {"quant_method": METHOD, "layers": dict.fromkeys(chosen, dataclasses.asdict(scheme))}
+    entries = {name: entry_of(empty_layer(layer_class, scheme, model.get_submodule(name), name)) for name in chosen}
+    method = {"quant_method": METHOD, "layers": entries}
     new = begun_folder(folder, {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in headers} | method)
     weight_map = {}
     for path, header in headers.items():
@@ -458,12 +450,13 @@ def planned_tensors(name, stored, layers, scheme):
         name: its name in the model.
         stored: its (dtype, shape) in the checkpoint.
         layers: {name of a weight to quantize: its layer, on the meta device}.
-        scheme: a Scheme.
+        scheme: a Scheme or an NF4.
     """
     if name not in layers:
         return {name: stored}
     outputs, inputs = weight_of(layers[name], name).shape
-    parts = QLinear(inputs, outputs, scheme, bias=False, device="meta").state_dict()
+    _, layer_class = quantizer_for(scheme)
+    parts = layer_class(inputs, outputs, scheme, bias=False, device="meta").state_dict()
     return {
         f"{name.removesuffix('weight')}{part}": (tensor.dtype, tuple(tensor.shape)) for part, tensor in parts.items()
     }
@@ -485,7 +478,8 @@ def parts_of(name, tensor, layer, scheme, origin):
     """{name: tensor} to be written in the place of one tensor: itself, or a QTensor's parts if there is a `layer`."""
     if layer is None:
         return {name: tensor}
-    qtensor = quantize_tensor(tensor.T if is_conv1d(layer) else tensor, scheme, origin)
+    quantize, _ = quantizer_for(scheme)
+    qtensor = quantize(tensor.T if is_conv1d(layer) else tensor, scheme, origin)
     return {f"{name.removesuffix('weight')}{part}": values for part, values in qtensor.parts.items()}
 
 

@@ -11,6 +11,7 @@ import torch
 
 from qlib.affine import quant_range
 from qlib.checkpoint import CONFIG, folder_in_one_piece, read_json, write_json
+from qlib.kinds import kind_of
 from qlib.linear import QLinear, is_conv1d
 from qlib.packing import (
     octets_of,
@@ -240,11 +241,15 @@ def refusal(name, system, why):
 
 
 def check_grid(qtensor, system, name):
-    """Raise unless the weight is a matrix whose scales belong to its rows."""
+    """Raise unless the weight is a matrix whose scales belong to its rows, and whose zero points are whole numbers."""
     if len(qtensor.shape) != 2:
         raise refusal(name, system, f"it is no matrix but of shape {tuple(qtensor.shape)}")
     if qtensor.scheme.axis == 1:
         raise refusal(name, system, "the format has no scale per column")
+    if qtensor.zero_point.is_floating_point():
+        raise refusal(
+            name, system, "its zero points are fractions; hqq_quantize(…, zero_dtype=torch.int8) makes whole ones"
+        )
 
 
 def check_full_groups(qtensor, system, name):
@@ -311,6 +316,9 @@ def exportable_layers(model):
     if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
         raise TypeError(f"only a model of transformers can be exported, not a {type(model).__name__}")
     modules = dict(model.named_modules(remove_duplicate=False))
+    for name, module in modules.items():
+        if kind_of(module) and not isinstance(module, QLinear):
+            raise refusal(name, "compressed-tensors", f"it is of the kind {type(module).__name__}, not a QLinear")
     layers = {name: module for name, module in modules.items() if isinstance(module, QLinear)}
     if not layers:
         raise ValueError(f"no layer of this {type(model).__name__} is quantized: quantize_model(model, scheme) first")

@@ -17,8 +17,9 @@ from transformers.distributed.parallel_utils import replace_layer_number_by_wild
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from qlib.checkpoint import METHOD, quantized_layers
+from qlib.checkpoint import METHOD
 from qlib.kernels import plan_for
+from qlib.kinds import empty_layers, entries_of, kind_of
 from qlib.linear import QLinear
 from qlib.model import choose_layers, replace_layers, set_submodule
 from qlib.scheme import Scheme
@@ -32,7 +33,8 @@ class QlibConfig(QuantizationConfigMixin):
     Args:
         bits, symmetric, axis, group_size: as for Scheme.
         ignore: names and globs of layers to leave, as for `quantize_model`.
-        layers: {name: settings of a Scheme} of a model that is quantized already; config.json has it, nobody gives it.
+        layers: {name: entry, see `qlib.kinds`} of a model that is quantized already; config.json has it, and nobody
+            else gives it.
 
     Raises:
         ValueError, TypeError: there is no such Scheme.
@@ -58,8 +60,8 @@ class QlibQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model, **_):
         if self.pre_quantized:
-            layers = self.quantization_config.layers
-            replace_layers(model, {name: Scheme(**settings) for name, settings in layers.items()})
+            origin = f"config.json of {model.name_or_path or 'the model'}"
+            replace_layers(model, empty_layers(self.quantization_config.layers, origin))
             return
         if model.tp_size is not None:
             raise ValueError("tensor parallelism takes a model that is quantized already: save_quantized it first")
@@ -69,7 +71,7 @@ class QlibQuantizer(HfQuantizer):
         self.weights = {f"{name}.weight" for name in chosen} - tied
 
     def _process_model_after_weight_loading(self, model, **_):
-        self.quantization_config.layers = quantized_layers(model)
+        self.quantization_config.layers = entries_of(model)
         if model.tp_size is not None:
             share_layers(model)
 
@@ -123,7 +125,7 @@ def share_layers(model):
     mesh = model._device_mesh if model._device_mesh.ndim == 1 else model._device_mesh["tp"]
     for name, layer in model.named_modules():
         style = model.tp_plan.get(replace_layer_number_by_wildcard(name))
-        if isinstance(layer, QLinear) and style is not None:
+        if style is not None and kind_of(layer):
             share_layer(layer, name, style, mesh.get_local_rank(), mesh.size())
 
 
@@ -131,8 +133,12 @@ def share_layer(layer, name, style, rank, size):
     """Cut a QLinear down to this process's rows ("colwise": outputs) or columns ("rowwise": inputs), in place.
 
     Raises:
-        ValueError: the plan asks for another style, or a share would cut a group in two.
+        ValueError: the layer is of another kind, the plan asks for another style, or a share would cut a group in two.
     """
+    if not isinstance(layer, QLinear):
+        raise ValueError(
+            f"{name}: tensor parallelism shares out the weight of a QLinear, not of {type(layer).__name__}"
+        )
     qtensor, scheme = layer.qtensor, layer.scheme
     if style not in ("colwise", "rowwise"):
         raise ValueError(f"{name}: tensor parallelism {style!r} is not for quantized layers; leave it to `ignore`")

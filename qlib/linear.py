@@ -42,7 +42,8 @@ class QLinear(torch.nn.Module):
         shape = qparam_shape(out_features, in_features, scheme)
         packed_shape = (out_features, (in_features * scheme.bits + 7) // 8)
         self.register_buffer("packed", torch.zeros(packed_shape, dtype=torch.uint8, device=device))
-        self.register_buffer("scale", torch.ones(shape, device=device))
+        # Whatever the default dtype: transformers changes it while it builds a model, and casts what it reads to it.
+        self.register_buffer("scale", torch.ones(shape, dtype=torch.float32, device=device))
         zero_point = None if scheme.symmetric else torch.zeros(shape, dtype=torch.int8, device=device)
         self.register_buffer("zero_point", zero_point)
         self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
@@ -96,20 +97,40 @@ class QLinear(torch.nn.Module):
         return kernels.linear(x, weight, self.bias, self.scheme, self.in_features, self.plan)
 
     def _apply(self, fn, recurse=True):
-        """Follow the model to another device or dtype, but keep the scales float32."""
-        scale = self.scale
+        """Follow the model to another device or dtype, but keep the dtypes of the scales and the zero points."""
+        before = {"scale": self.scale, "zero_point": self.zero_point}
         super()._apply(fn, recurse)
-        if self.scale.dtype != torch.float32:
-            to = self.scale.device
-            self.scale = torch.empty_like(scale, device=to) if scale.is_meta else scale.to(to)
+        keep_dtypes(self, before)
         return self
 
+    def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        """Make room for zero points that are fractions, as HQQ's are: copied into integers they would be cut off."""
+        zero_point = state_dict.get(f"{prefix}zero_point")
+        if self.zero_point is not None and zero_point is not None and zero_point.is_floating_point():
+            self.zero_point = self.zero_point.to(zero_point.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def extra_repr(self):
-        bits = self.qtensor.bits_per_weight
+        bits, fractions = self.qtensor.bits_per_weight, ""
+        if self.zero_point is not None and self.zero_point.is_floating_point():
+            fractions = f"{str(self.zero_point.dtype).removeprefix('torch.')} zero points, "
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"W{self.scheme.bits}A16, {self.scheme}, {bits:.3f} bits per weight"
+            f"W{self.scheme.bits}A16, {self.scheme}, {fractions}{bits:.3f} bits per weight"
         )
+
+
+def keep_dtypes(module, before):
+    """Give buffers that were cast the dtypes back that they had, on the device where they are now.
+
+    Args:
+        module: a torch.nn.Module.
+        before: {name: the buffer as it was, or None}.
+    """
+    for name, old in before.items():
+        new = getattr(module, name)
+        if old is not None and new.dtype != old.dtype:
+            setattr(module, name, torch.empty_like(old, device=new.device) if old.is_meta else old.to(new.device))
 
 
 def weight_of(linear, name):

@@ -2,6 +2,7 @@
 
 import copy
 import fnmatch
+import functools
 from collections import Counter
 
 import torch
@@ -66,19 +67,24 @@ def replace_linear(model, scheme, ignore=("lm_head",)):
         the names of the layers that were replaced.
     """
     chosen, _ = choose_layers(model, ignore)
-    replace_layers(model, dict.fromkeys(chosen, scheme))
+    replace_layers(model, dict.fromkeys(chosen, functools.partial(empty_layer, QLinear, scheme)))
     return chosen
 
 
-def replace_layers(model, schemes):
-    """Put an empty QLinear in the place of each linear layer in {name: Scheme}, in place; see `replace_linear`."""
+def replace_layers(model, empties):
+    """Put an empty layer in the place of each float one in {name: what makes it, of (layer, name)}, in place."""
     places = places_of(model)
-    for name, scheme in schemes.items():
+    for name, empty in empties.items():
         layer = model.get_submodule(name)
-        outputs, inputs = weight_of(layer, name).shape
-        empty = QLinear(inputs, outputs, scheme, layer.bias is not None, layer.weight.device)
-        for place in places[name]:
-            set_submodule(model, place, empty.train(layer.training))
+        replacement = empty(layer, name).train(layer.training)
+        for place in places.get(name, [name]):  # not there: it stands inside a layer that has just been put in
+            set_submodule(model, place, replacement)
+
+
+def empty_layer(layer_class, scheme, linear, name):
+    """An empty QLinear, or a layer that is made like one, with the sizes, the bias and the device of a linear layer."""
+    outputs, inputs = weight_of(linear, name).shape
+    return layer_class(inputs, outputs, scheme, linear.bias is not None, linear.weight.device)
 
 
 def layers_to_quantize(model, ignore):

@@ -263,7 +263,9 @@ class Table:
         return self.frame.to_string(index=False)
 
     def _repr_html_(self):
-        return self.frame.to_html(index=False, border=0)
+        # A long dotted name may be broken after a dot, so that the table fits a narrow window.
+        text = self.frame.to_html(index=False, border=0)
+        return re.sub(r"[\w.]{24,}", lambda name: name[0].replace(".", ".<wbr>"), text)
 
 
 def table(rows, digits=4):

@@ -32,7 +32,7 @@ def load(path):
     """The notebook as nbformat knows it, with ids, which nbformat itself would draw at random."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     notebook |= {"nbformat": 4, "nbformat_minor": 5}
-    lesson, seen = path.name.split("_")[0], set()
+    lesson, seen = path.stem.split("_")[0], set()
     # The ids that are there go first, so that a new cell cannot take one from a later cell.
     new = []
     for cell in notebook["cells"]:

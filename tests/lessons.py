@@ -3,6 +3,7 @@
 import ast
 import functools
 import pathlib
+import re
 import subprocess
 
 import nbformat
@@ -11,7 +12,9 @@ import pytest
 from qlib.exercises.exercise import all_exercises
 
 ROOT = pathlib.Path(__file__).parent.parent
-LESSONS = sorted(path.name for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+# What a lesson is: numbered from 01. The start page (00) and the glossary are notebooks, but no lessons.
+LESSONS = sorted(path.name for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb") if path.name[:2] != "00")
+OTHER_NOTEBOOKS = ["00_start_here.ipynb", "glossary.ipynb"]
 
 
 @functools.cache
@@ -30,6 +33,26 @@ def committed(lesson):
         pytest.skip("not a git checkout: what holds of an unsolved lesson cannot be told from the learner's answers")
     text = git("show", f"HEAD:notebooks/{lesson}") or (ROOT / "notebooks" / lesson).read_text(encoding="utf-8")
     return nbformat.reads(text, as_version=4)
+
+
+def prose_of(notebook):
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def headings_of(notebook):
+    """[(marks, name), …], such as ("##", "Recap"); fenced code is passed over."""
+    return re.findall(r"^(#+) (.+)$", re.sub(r"^```.*?^```", "", prose_of(notebook), flags=re.M | re.S), re.M)
+
+
+def anchor(heading):
+    """What follows the # in a link to a heading, in JupyterLab and in the pages that nbconvert writes."""
+    return re.sub(r"[`*]", "", heading).replace(" ", "-")
+
+
+def links_in(notebook):
+    """Where the links of a notebook's prose lead, pictures included; code and formulas are passed over."""
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$", "", prose_of(notebook), flags=re.M | re.S)
+    return re.findall(r"\]\(((?:[^()\s]|\([^()\s]*\))+)\)", prose) + re.findall(r'(?:href|src)="([^"]+)"', prose)
 
 
 def code_cells(notebook):

@@ -15,8 +15,9 @@ from qlib.exercises import IncorrectAnswer, check, hint, progress, sandbox
 from qlib.exercises.exercise import Mistake, Value, all_exercises, find_exercise
 from qlib.exercises.judge import CORRECT, INCORRECT, NOT_ATTEMPTED, judge
 from tests.right_answers import RIGHT_ANSWERS
+from tests.small_capstone import in_small
 
-ALL = list(all_exercises().values())
+ALL = list(map(in_small, all_exercises().values()))
 MISTAKES = [(exercise, mistake) for exercise in ALL for mistake in exercise.mistakes]
 
 
@@ -290,6 +291,22 @@ def test_progress_remembers_the_best_attempt(record_file):
     assert "✓ 03.1 quantize" in repr(progress())
     assert repr(progress()).startswith("1 of ")
     assert json.loads(record_file.read_text()) == {"03.1": CORRECT}
+
+
+def test_progress_names_the_exercise_that_comes_next(record_file):
+    record_file.write_text(json.dumps({e.id: CORRECT for e in ALL if e.id not in ("04.1", "05.2")}))
+    assert repr(progress()).splitlines()[0] == f"{len(ALL) - 2} of {len(ALL)} exercises solved; next is 04.1 " + (
+        find_exercise("04.1").name
+    )
+    record_file.write_text(json.dumps({e.id: CORRECT for e in ALL}))
+    assert repr(progress()).splitlines()[0] == f"{len(ALL)} of {len(ALL)} exercises solved: all of them"
+
+
+def test_the_drawing_of_the_progress_has_a_field_for_each_exercise(record_file):
+    record_file.write_text(json.dumps({"03.1": CORRECT, "03.2": INCORRECT}))
+    drawn = progress()._repr_html_()
+    assert drawn.count("height: 8px") == len(ALL)
+    assert drawn.count("opacity: 1;") == 2
 
 
 def test_a_spoilt_progress_file_stops_nobody(record_file):

@@ -1,7 +1,6 @@
 """What lesson 1 says: the calculator, the bytes of a state dict, the sentences, and the figures in its prose."""
 
 import re
-import time
 
 import pytest
 import torch
@@ -65,42 +64,6 @@ def test_what_just_fits_fits():
 def test_the_quiz_is_right():
     assert in_units(weight_bytes(7 * BILLION, 16)) == "14.0 GB"
     assert 8 * (weight_bytes(32, 2, 32) - weight_bytes(32, 2)) / 32 == 1.25
-
-
-def test_the_calculator_follows_its_controls():
-    calculator = plot.fit_calculator()
-    assert calculator.text == repr(calculator) == fit_text(70 * BILLION, 4, 64, 16 * BILLION, "an NVIDIA T4")
-    calculator.billions.value, calculator.bits.value = 7, 16
-    assert calculator.group_size.disabled
-    assert calculator.text == fit_text(7 * BILLION, 16, None, 16 * BILLION, "an NVIDIA T4")
-    calculator.bits.value, calculator.group_size.value, calculator.device.value = 3, 128, "an NVIDIA A100"
-    assert not calculator.group_size.disabled
-    assert calculator.text == fit_text(7 * BILLION, 3, 128, 80 * BILLION, "an NVIDIA A100")
-    assert calculator.text in calculator.bars.value
-
-
-def test_the_calculator_takes_any_setting_and_is_quick():
-    calculator = plot.fit_calculator(billions=1.5)
-    settings = [
-        (control, value)
-        for control in calculator.controls
-        for _, value in getattr(control, "_options_full", [(o, o) for o in control.options])
-    ]
-    start = time.perf_counter()
-    for control, value in settings:
-        control.value = value
-        widths = [float(width) for width in re.findall(r"width: ([\d.]+)em; height", calculator.bars.value)]
-        assert max(widths) == 25 and min(widths) > 0
-    assert (time.perf_counter() - start) / len(settings) < 0.1
-
-
-def test_a_saved_calculator_leaves_its_words(monkeypatch):
-    shown = []
-    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
-    calculator = plot.fit_calculator(8, 2, None, "an NVIDIA RTX 4090")
-    calculator._ipython_display_()
-    assert shown[0]["text/plain"] == calculator.text
-    assert "application/vnd.jupyter.widget-view+json" in shown[0]
 
 
 # ---------------------------------------------------------------- pictures

@@ -1,7 +1,6 @@
-"""Lesson 5: its figures, the course's names, scales of either sign, and the explorer."""
+"""Lesson 5: its figures, the course's names, scales of either sign, and the grid."""
 
 import itertools
-import time
 import warnings
 
 import pytest
@@ -233,7 +232,7 @@ def test_the_trick_loses_on_a_block_with_large_numbers_on_both_sides():
     assert full > 10 * symmetric
 
 
-# ---------------------------------------------------------------- the grid and its explorer
+# ---------------------------------------------------------------- the grid
 
 
 def test_a_ruler_with_a_negative_scale_is_the_mirror_of_the_positive_one():
@@ -260,39 +259,3 @@ def test_a_grid_can_be_laid_over_anything(tensor):
     for bits, mode in itertools.product((2, 5, 8), ("symmetric", "asymmetric", "full range")):
         grid = plot.Grid(tensor, *plot.mode_qparams(tensor, bits, mode), bits, "constant")
         assert "nan" not in plot.grid_svg(grid) and "1 of" in grid.text
-
-
-def test_the_explorer_follows_its_controls_and_says_what_the_picture_says(weight, activation):
-    tensors = {"query weight": weight, "after GELU": activation}
-    explorer = plot.grid_explorer(tensors, bits=4, mode="symmetric")
-    seen = set()
-    for label, mode, bits in itertools.product(tensors, explorer.mode.options, range(2, 9)):
-        explorer.numbers.value, explorer.mode.value, explorer.bits.value = label, mode, bits
-        qparams = plot.mode_qparams(tensors[label], bits, mode)
-        assert explorer.text == plot.Grid(tensors[label], *qparams, bits, f"{label}, {mode}").text
-        assert repr(explorer) == explorer.text and explorer.text in explorer.picture.value
-        assert explorer.picture.value.startswith("<svg")
-        seen.add(explorer.text)
-    assert len(seen) == 2 * 3 * 7
-
-
-def test_the_explorer_starts_as_the_picture_beside_it(weight):
-    explorer = plot.grid_explorer({"query weight": weight}, bits=4, mode="symmetric")
-    scale, zero_point = symmetric_qparams(weight.abs().max(), 4)
-    assert repr(plot.grid_over_histogram(weight, scale, zero_point, 4, "query weight, symmetric")) == explorer.text
-
-
-def test_the_explorer_follows_within_a_tenth_of_a_second(weight):
-    explorer = plot.grid_explorer({"query weight": weight})
-    times = []
-    for bits in (2, 5, 8, 3, 6):
-        start = time.perf_counter()
-        explorer.bits.value = bits
-        times.append(time.perf_counter() - start)
-    assert sorted(times)[2] < 0.1
-
-
-def test_the_explorers_controls_have_labels_and_its_words_are_announced(weight):
-    explorer = plot.grid_explorer({"query weight": weight})
-    assert [control.description for control in explorer.controls] == ["numbers", "mode", "bits"]
-    assert 'aria-hidden="true"' in explorer.picture.value and 'role="status"' in explorer.picture.value

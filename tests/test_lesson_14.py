@@ -148,27 +148,6 @@ def test_rows_of_bits_are_drawn_highest_first_and_described():
     assert strong == [0, 2, 3, 7], "the ones of 10110001, from the left"
 
 
-def test_the_explorer_follows_its_sliders_and_says_what_it_shows():
-    explorer = plot.byte_explorer(177, shift=4, keep=2)
-    assert explorer.text == (
-        "177 is 1011 0001. >> 4 makes 0000 1011, 11; what falls off the lower end: 0001. & 3 keeps 0000 0011, 3."
-    )
-    explorer.shift.value = -3
-    assert "<< 3 makes 1000 1000, 136; what falls off the upper end: 101. & 3 keeps 0000 0000, 0." in explorer.text
-    explorer.shift.value, explorer.keep.value, explorer.number.value = 0, 8, 255
-    assert ">> 0 makes 1111 1111, 255; what falls off the lower end: nothing. & 255 keeps" in explorer.text
-    assert explorer.text in explorer.boxes.value
-    assert explorer.boxes.value.count("inline-block; width: 2em") == 24
-
-
-@given(BYTE, st.integers(-8, 8), st.integers(1, 8))
-def test_the_explorer_is_right_wherever_its_sliders_stand(number, shift, keep):
-    text = plot.byte_explorer(number, shift, keep).text
-    moved = (number << 8 >> (8 + shift)) & 255
-    assert f", {moved}; what falls off" in text
-    assert text.endswith(f", {moved % 2**keep}.")
-
-
 # ---------------------------------------------------------------- layouts
 
 WORDS = {

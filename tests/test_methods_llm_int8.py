@@ -98,7 +98,7 @@ def test_a_scale_that_changes_within_a_row_is_refused_and_the_model_stays():
     assert not any(isinstance(module, QLinear) for module in model.modules())
 
 
-def test_a_model_is_saved_as_its_weights_and_becomes_int8_again(tmp_path):
+def test_a_model_is_saved_and_comes_back_in_int8(tmp_path):
     model = tiny_model("Llama")
     before = outputs(model)[0]
     report = llm_int8_model(model)
@@ -106,6 +106,5 @@ def test_a_model_is_saved_as_its_weights_and_becomes_int8_again(tmp_path):
     assert sqnr(before, outputs(model)[0]) > 25
     save_quantized(model, tmp_path / "model")
     loaded = load_quantized(tmp_path / "model")
-    assert not any(isinstance(module, Int8Linear) for module in loaded.modules())
-    llm_int8_model(loaded)
+    assert sum(isinstance(module, Int8Linear) for module in loaded.modules()) == 14
     assert torch.equal(outputs(loaded)[0], outputs(model)[0])

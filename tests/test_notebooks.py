@@ -14,14 +14,19 @@ import pytest
 from qlib.exercises.exercise import Value
 from tests.lessons import (
     LESSONS,
+    OTHER_NOTEBOOKS,
     ROOT,
+    anchor,
     code_cells,
     committed,
     exercise_in,
     exercises_of,
     fill_in,
     git,
+    headings_of,
     is_blank_stub,
+    links_in,
+    prose_of,
     solved,
     stub_in,
 )
@@ -52,10 +57,6 @@ each_lesson = pytest.mark.parametrize("lesson", LESSONS)
 
 def outputs_of(notebook):
     return [output for cell in code_cells(notebook) for output in cell.outputs]
-
-
-def prose_of(notebook):
-    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
 def test_there_are_lessons_and_their_numbers_have_no_gap():
@@ -116,7 +117,7 @@ def test_the_frame_of_a_lesson_is_whole(lesson):
     notebook = committed(lesson)
     number = int(lesson[:2])
     prose = prose_of(notebook)
-    headings = re.findall(r"^(#+) (.+)$", prose, re.M)
+    headings = headings_of(notebook)
     assert headings[0] == ("#", f"{number}. {TITLES[number - 1]}")
     assert sum(marks == "#" for marks, _ in headings) == 1
     levels = [len(marks) for marks, _ in headings]
@@ -147,10 +148,16 @@ def test_the_recap_has_three_lines_in_each_language(lesson):
     assert all(re.search("[一-鿿]", line) for line in chinese.strip().splitlines())
 
 
-@each_lesson
-def test_links_lead_to_files_that_are_there(lesson):
-    for target in re.findall(r"\]\(([^)#]+)\)", prose_of(committed(lesson))):
-        assert "://" in target or (ROOT / "notebooks" / target).is_file(), target
+@pytest.mark.parametrize("name", [*OTHER_NOTEBOOKS, *LESSONS])
+def test_every_link_leads_to_a_file_and_a_heading_that_are_there(name):
+    for link in links_in(committed(name)):
+        target, _, section = link.partition("#")
+        if "://" in link:
+            continue
+        assert (ROOT / "notebooks" / target).exists(), link
+        if section:
+            headings = headings_of(committed(target or name))
+            assert section in [anchor(heading) for _, heading in headings], link
 
 
 # ---------------------------------------------------------------- exercises in the lessons

@@ -4,7 +4,7 @@ import re
 
 from qlib import QLinear
 from qlib.report import file_bytes, state_dict_bytes
-from tests.lessons import LESSONS, ROOT
+from tests.lessons import LESSONS, OTHER_NOTEBOOKS, ROOT
 from tests.tiny_models import outputs, tiny_model
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,7 +24,11 @@ def test_the_example_quantizes_a_model_and_brings_it_back(tmp_path, monkeypatch,
 
 
 def test_the_table_links_every_lesson_that_is_there_and_no_other():
-    assert re.findall(r"\(notebooks/(\S+\.ipynb)\)", README) == LESSONS
+    assert re.findall(r"^\| \d+ \| \[.+?\]\(notebooks/(\S+\.ipynb)\)", README, re.M) == LESSONS
+
+
+def test_it_links_the_start_page_and_the_glossary():
+    assert set(OTHER_NOTEBOOKS) <= set(re.findall(r"\(notebooks/(\S+\.ipynb)\)", README))
 
 
 def test_the_commands_it_names_exist():

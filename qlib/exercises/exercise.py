@@ -89,6 +89,8 @@ class Exercise:
         parts: names of what the key returns, where it returns several things.
         any_integer: parts (or "result") for which every integer dtype will do.
         explain: explain(args, index) tells how the right element at `index` comes about: "728.6 / 3.5 - 70 = 138.17".
+        trial: for an exercise without one right answer, how answers are scored: a qlib.exercises.trial.Trial. It
+            recognises the mistakes by itself.
     """
 
     id: str
@@ -101,6 +103,7 @@ class Exercise:
     parts: tuple = ()
     any_integer: tuple = ()
     explain: Callable | None = None
+    trial: object = None
 
     @property
     def answer(self):
@@ -135,6 +138,16 @@ def find_exercise(exercise_id):
     if exercise_id not in all_exercises():
         raise ValueError(f"there is no exercise {exercise_id!r}; there are {', '.join(all_exercises())}")
     return all_exercises()[exercise_id]
+
+
+def asked_for():
+    """{module or package of qlib: {lesson number: names of what its exercises ask for}}, such as {"affine": {3: …}}."""
+    rooms = {}
+    for exercise in all_exercises().values():
+        if not isinstance(exercise.key, Value):
+            room = exercise.key.__module__.split(".")[1]
+            rooms.setdefault(room, {}).setdefault(int(exercise.id[:2]), []).append(exercise.name)
+    return rooms
 
 
 def imports_of(key):

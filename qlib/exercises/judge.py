@@ -17,16 +17,19 @@ CORRECT, INCORRECT, NOT_ATTEMPTED = "correct", "incorrect", "not attempted"
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """An outcome and, where it is INCORRECT, the sentences that say why."""
+    """An outcome and, where it is INCORRECT or was scored, the sentences that say why; of a score, a picture too."""
 
     outcome: str
     message: str = ""
+    picture: object = None
 
 
 def judge(exercise, answer):
     """The Verdict on an answer, in the order: signature, each case's type, dtype, shape and values, the properties."""
     if is_blank(answer):
         return Verdict(NOT_ATTEMPTED)
+    if exercise.trial is not None:
+        return judge_trial(exercise, answer)
     check = judge_value if isinstance(exercise.key, Value) else judge_code
     message = check(exercise, answer)
     return Verdict(INCORRECT, message) if message else Verdict(CORRECT)
@@ -293,7 +296,31 @@ def alike_values(a, b):
     return type(a) is type(b) and plain(a) is not None and plain(a) == plain(b)
 
 
+# ---------------------------------------------------------------- scores
+
+
+def judge_trial(exercise, answer):
+    """The Verdict on an answer that is scored; see qlib/exercises/trial.py."""
+    message = wrong_signature(exercise, answer)
+    if message:
+        return Verdict(INCORRECT, message)
+
+    def run(answer, *arguments):
+        with sandbox.patience(exercise.trial.limit):
+            outcome = sandbox.run(answer, *arguments)
+            return None if outcome.error is None else failure(outcome.error, answer), outcome.value
+
+    result = exercise.trial.score(answer, run)
+    message = sentence(result.wrong) if result.wrong else exercise.trial.words(result)
+    return Verdict(INCORRECT if result.wrong else CORRECT, message, exercise.trial.picture(result))
+
+
 # ---------------------------------------------------------------- words
+
+
+def sentence(words):
+    """Words with a capital letter at the beginning."""
+    return words[:1].upper() + words[1:]
 
 
 def kind(value):

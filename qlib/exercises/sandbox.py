@@ -50,6 +50,17 @@ def run(call, *args, **kwargs):
     return outcome
 
 
+@contextlib.contextmanager
+def patience(seconds):
+    """Let what runs inside take longer than usual."""
+    global TIME_LIMIT
+    usual, TIME_LIMIT = TIME_LIMIT, seconds
+    try:
+        yield
+    finally:
+        TIME_LIMIT = usual
+
+
 def finish(thread):
     """Run a thread to its end, or stop it at the time limit. Returns whether it came to its own end.
 

@@ -6,11 +6,11 @@ in place as `qlib.quantize_model` does. Calibration data is one batch that the m
 
 from qlib.methods.awq import awq_model, awq_rescale, awq_scale
 from qlib.methods.calibration import channel_magnitudes, hessian, output_errors
-from qlib.methods.gptq import gptq_model, gptq_quantize
+from qlib.methods.gptq import gptq_model, gptq_quantize, gptq_step
 from qlib.methods.hqq import half_quadratic_zero_points, hqq_model, hqq_quantize
-from qlib.methods.llm_int8 import Int8Linear, llm_int8_model
+from qlib.methods.llm_int8 import Int8Linear, llm_int8_model, mixed_matmul
 from qlib.methods.nf4 import NF4, QLORA, NF4Linear, NF4Tensor, nf4_code_book, nf4_model, nf4_quantize
-from qlib.methods.qat import FakeQuantize, StraightThrough, convert_qat, prepare_qat
+from qlib.methods.qat import FakeQuantize, StraightThrough, convert_qat, prepare_qat, straight_through
 from qlib.methods.rescale import DividedInput, SharedInput, emulate_outliers, rescale_model, shared_inputs
 from qlib.methods.smoothquant import smooth, smoothing_scale, smoothquant_model
 
@@ -32,11 +32,13 @@ __all__ = [
     "emulate_outliers",
     "gptq_model",
     "gptq_quantize",
+    "gptq_step",
     "half_quadratic_zero_points",
     "hessian",
     "hqq_model",
     "hqq_quantize",
     "llm_int8_model",
+    "mixed_matmul",
     "nf4_code_book",
     "nf4_model",
     "nf4_quantize",
@@ -47,4 +49,5 @@ __all__ = [
     "smooth",
     "smoothing_scale",
     "smoothquant_model",
+    "straight_through",
 ]

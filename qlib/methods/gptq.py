@@ -84,7 +84,7 @@ def gptq_quantize(weight, hessian, scheme, damping=0.01, act_order=False, name="
 
 
 def quantize_columns(weight, factor, scale, zero_point, scheme, group_size=None):
-    """The loop of Algorithm 1: round a column, divide its error by the factor's diagonal, take it off those to come.
+    """The loop of Algorithm 1: `gptq_step` for one column after the other.
 
     Args:
         weight: float32, (rows, columns).
@@ -107,12 +107,29 @@ def quantize_columns(weight, factor, scale, zero_point, scheme, group_size=None)
             if group_size is not None and i % group_size == 0:
                 group = slice(i, i + group_size)
                 scale[:, group], zero_point[:, group] = choose_qparams(weight[:, group], scheme)
-            values[:, i] = quantize(weight[:, i], scale[:, i], zero_point[:, i], scheme.bits)
-            error = weight[:, i] - dequantize(values[:, i], scale[:, i], zero_point[:, i])
-            errors[:, i - start] = error / factor[i, i]
-            weight[:, i + 1 : end] -= errors[:, i - start].outer(factor[i, i + 1 : end])
+            values[:, i], errors[:, i - start], weight[:, i + 1 : end] = gptq_step(
+                weight[:, i:end], factor[i, i:end], scale[:, i], zero_point[:, i], scheme.bits
+            )
         weight[:, end:] -= errors @ factor[start:end, end:]
     return values
+
+
+def gptq_step(weight, factor_row, scale, zero_point, bits):
+    """Round the first column, and let those after it make up for its error (section 4, Algorithm 1).
+
+    Args:
+        weight: float32, (rows, columns): the column to round, and those that are still to come.
+        factor_row: (columns,), the row of the factor that belongs to the column, from its diagonal on.
+        scale, zero_point: (rows,), of the column.
+        bits: width of the integers.
+
+    Returns:
+        (values, error, rest): int8 (rows,); float32 (rows,), the column's error divided by the factor's diagonal;
+        float32 (rows, columns - 1), the columns to come, less their share of that error.
+    """
+    values = quantize(weight[:, 0], scale, zero_point, bits)
+    error = (weight[:, 0] - dequantize(values, scale, zero_point)) / factor_row[0]
+    return values, error, weight[:, 1:] - error.outer(factor_row[1:])
 
 
 def inverse_factor(hessian, damping):

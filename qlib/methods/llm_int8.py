@@ -19,8 +19,7 @@ class Int8Linear(QLinear):
     The paper keeps the weights of outlier columns in float as well. Which columns those are shows only with the
     input, so that would need the whole weight in float; its authors' library dequantizes as this layer does.
 
-    The layer keeps what a QLinear keeps, and is saved as one: loading gives a QLinear, with the input in float, and
-    `llm_int8_model` on the loaded model makes it an Int8Linear again.
+    The layer keeps the tensors that a QLinear keeps. Its two settings are saved in config.json.
     """
 
     threshold, per_token = 6.0, True
@@ -40,16 +39,30 @@ class Int8Linear(QLinear):
     def forward(self, x):
         """x: (..., in_features) of a floating dtype; returns (..., out_features) of the same dtype."""
         rows = x.reshape(-1, x.shape[-1]).float()
-        outlier = (rows.abs() >= self.threshold).any(0)
-        qtensor = self.qtensor
-        out = integer_part(rows.masked_fill(outlier, 0.0), qtensor, self.per_token)
-        out += rows[:, outlier] @ qtensor.dequantize()[:, outlier].T
+        out = mixed_matmul(rows, self.qtensor, self.threshold, self.per_token)
         if self.bias is not None:
             out += self.bias
         return out.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
 
     def extra_repr(self):
         return f"{super().extra_repr().replace('A16', 'A8')}, outliers from {self.threshold}"
+
+
+def mixed_matmul(x, qtensor, threshold=6.0, per_token=True):
+    """x @ weight.T: the columns of x that hold an outlier multiplied in float, all others as integers.
+
+    Args:
+        x: float32, (tokens, inputs).
+        qtensor: a QTensor of the weight, (outputs, inputs), per row or per tensor.
+        threshold: magnitude from which on a value is an outlier.
+        per_token: see `integer_part`.
+
+    Returns:
+        float32, (tokens, outputs).
+    """
+    outlier = (x.abs() >= threshold).any(0)
+    out = integer_part(x.masked_fill(outlier, 0.0), qtensor, per_token)
+    return out + x[:, outlier] @ qtensor.dequantize()[:, outlier].T
 
 
 def integer_part(x, qtensor, per_token=True):

@@ -11,7 +11,7 @@ import math
 import torch
 
 from qlib.affine import block_range, expand_groups, nonzero_scale, qparam_shape
-from qlib.linear import weight_of
+from qlib.linear import keep_dtypes, weight_of
 from qlib.model import quantize_model
 from qlib.packing import pack, unpack
 from qlib.scheme import Scheme
@@ -171,13 +171,9 @@ class NF4Linear(torch.nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Follow the model to another device or dtype, but keep what makes the absmaxes float32."""
-        before = {part: buffer for part, buffer in self.named_buffers() if part.startswith("absmax")}
+        before = self.qtensor.parts
         super()._apply(fn, recurse)
-        for part, old in before.items():
-            new = getattr(self, part)
-            if new.dtype != old.dtype:
-                kept = torch.empty_like(old, device=new.device) if old.is_meta else old.to(new.device)
-                setattr(self, part, kept)
+        keep_dtypes(self, before)
         return self
 
     def extra_repr(self):
@@ -190,12 +186,12 @@ def empty_parts(rows, columns, scheme, device=None):
     blocks = qparam_shape(rows, columns, scheme.blocks)
     parts = {"packed": torch.zeros(rows, (columns + 1) // 2, dtype=torch.uint8, device=device)}
     if not scheme.double:
-        return parts | {"absmax": torch.zeros(blocks, device=device)}
+        return parts | {"absmax": torch.zeros(blocks, dtype=torch.float32, device=device)}
     count = math.prod(blocks)
     return parts | {
         "absmax": torch.zeros(count, dtype=torch.uint8, device=device),
-        "absmax_scale": torch.ones(-(-count // ABSMAX_SCHEME.group_size), device=device),
-        "absmax_mean": torch.zeros((), device=device),
+        "absmax_scale": torch.ones(-(-count // ABSMAX_SCHEME.group_size), dtype=torch.float32, device=device),
+        "absmax_mean": torch.zeros((), dtype=torch.float32, device=device),
     }
 
 

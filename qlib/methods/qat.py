@@ -17,20 +17,36 @@ class StraightThrough(torch.autograd.Function):
     """Quantize and dequantize; backwards, as if nothing had been rounded.
 
     The derivative of rounding is 0 nearly everywhere, and a net that is trained with it would never move. So the
-    gradient goes straight through, except where a weight lies outside the range: moving it a little changes nothing.
+    gradient goes straight through: see `straight_through`.
     """
 
     @staticmethod
     def forward(context, weight, scale, zero_point, bits):
-        qmin, qmax = quant_range(bits)
-        integers = torch.round(weight.float() / scale + zero_point)
-        context.save_for_backward((integers >= qmin) & (integers <= qmax))
+        context.save_for_backward(weight, scale, zero_point)
+        context.bits = bits
         return dequantize(quantize(weight, scale, zero_point, bits), scale, zero_point).to(weight.dtype)
 
     @staticmethod
     def backward(context, gradient):
-        (inside,) = context.saved_tensors
-        return gradient * inside, None, None, None
+        return straight_through(gradient, *context.saved_tensors, context.bits), None, None, None
+
+
+def straight_through(gradient, weight, scale, zero_point, bits):
+    """The gradient of a weight, given that of what came back of it: the same, but 0 where the weight is clipped.
+
+    A weight whose integer would lie outside the range is clipped to its end, and moving it a little changes nothing.
+
+    Args:
+        gradient, weight: of one shape and floating dtype.
+        scale, zero_point: broadcast against them.
+        bits: width of the integers.
+
+    Returns:
+        a tensor like `gradient`.
+    """
+    qmin, qmax = quant_range(bits)
+    integers = torch.round(weight.float() / scale + zero_point)
+    return gradient * ((integers >= qmin) & (integers <= qmax))
 
 
 class FakeQuantize(torch.nn.Module):

@@ -37,17 +37,17 @@ class SharedInput:
 class DividedInput(torch.nn.Module):
     """A layer whose input is divided, channel by channel, on its way in: for where no layer before can take that.
 
-    It costs a division an input. A model that has some is loaded by giving `load_quantized` a model with the same.
+    It costs a division an input. It is saved and loaded with the layer inside, whether that is quantized or not.
 
     Args:
         layer: any layer on (..., in_features).
-        scale: (in_features,).
+        scale: (in_features,); it is copied, for transformers does not load tensors that layers share unasked.
     """
 
     def __init__(self, layer, scale):
         super().__init__()
         self.layer = layer
-        self.register_buffer("divisor", scale)
+        self.register_buffer("divisor", scale.clone())
 
     @property
     def weight(self):

@@ -9,6 +9,7 @@ from qlib.plot.answers import (
     short_name,
 )
 from qlib.plot.bits import Bits, bit_rows, byte_explorer, file_parts, packed_bytes, word_layouts
+from qlib.plot.capstone import budget_curve, library_map
 from qlib.plot.charts import (
     PERCENTS,
     Clip,
@@ -24,7 +25,16 @@ from qlib.plot.charts import (
     price_curves,
     size_and_quality,
 )
-from qlib.plot.explorers import clipping_explorer, explore_groups, fit_calculator, grid_explorer, grid_svg
+from qlib.plot.explorers import (
+    GRANULARITIES,
+    Explorer,
+    clipping_explorer,
+    explore_groups,
+    fit_calculator,
+    grid_explorer,
+    grid_svg,
+    map_explorer,
+)
 from qlib.plot.files import peak_bars, safetensors_bytes
 from qlib.plot.matrices import (
     block_edges,
@@ -39,29 +49,46 @@ from qlib.plot.matrices import (
     sharing,
     w8a16_steps,
 )
-from qlib.plot.numbers import byte_boxes, number_bits, rulers, running_total, staircase
+from qlib.plot.methods import (
+    Smoothing,
+    added_perplexity,
+    code_books,
+    outlier_channels,
+    pair_books,
+    rotation_bars,
+    smoothing,
+    smoothing_explorer,
+)
+from qlib.plot.numbers import LinearMap, byte_boxes, number_bits, rulers, running_total, staircase, there_and_back
 from qlib.plot.packed import speed_bars, traffic_bars, unpack_grid, unpacked_row
 from qlib.plot.picture import Picture, new_figure, significant
 from qlib.plot.trees import module_trees
 
 __all__ = [
+    "GRANULARITIES",
     "PERCENTS",
     "Bits",
     "Clip",
     "Completions",
+    "Explorer",
     "Grid",
+    "LinearMap",
     "Picture",
+    "Smoothing",
+    "added_perplexity",
     "bit_rows",
     "block_edges",
     "block_numbers",
     "blocks",
     "boxes_on_pictures",
     "broadcast",
+    "budget_curve",
     "byte_boxes",
     "byte_explorer",
     "channel_maxima",
     "clipping",
     "clipping_explorer",
+    "code_books",
     "curve",
     "damage_bars",
     "digit_pictures",
@@ -75,17 +102,22 @@ __all__ = [
     "heatmaps",
     "histogram",
     "integers",
+    "library_map",
+    "map_explorer",
     "memory_bars",
     "mode_qparams",
     "module_trees",
     "new_figure",
     "number_bits",
     "observed_ranges",
+    "outlier_channels",
     "packed_bytes",
+    "pair_books",
     "peak_bars",
     "perplexity_curves",
     "price_curves",
     "readable",
+    "rotation_bars",
     "rulers",
     "running_total",
     "safetensors_bytes",
@@ -94,8 +126,11 @@ __all__ = [
     "short_name",
     "significant",
     "size_and_quality",
+    "smoothing",
+    "smoothing_explorer",
     "speed_bars",
     "staircase",
+    "there_and_back",
     "traffic_bars",
     "unpack_grid",
     "unpacked_row",

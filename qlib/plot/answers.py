@@ -117,7 +117,7 @@ class Completions:
             prompt, shared = len(self.prompt), max(self.shared(text), len(self.prompt))
             body = (
                 f"<b>{html.escape(text[:prompt])}</b>{html.escape(text[prompt:shared])}"
-                f'<span style="color: #c2571a;">{html.escape(text[shared:])}</span>'
+                f'<span style="background-color: rgba(222, 143, 5, 0.35);">{html.escape(text[shared:])}</span>'
             )
             verdict = "" if text is first else "the same" if text == first else "differs from the colour on"
             head = f"<b>{html.escape(label)}</b>" + (f" <i>{verdict}</i>" if verdict else "")

@@ -1,13 +1,15 @@
 """Pictures of packing: bytes as coloured boxes, operations on their bits, and which value lies where."""
 
 import dataclasses
+import html
 
 import numpy as np
 import seaborn
+import torch
 from matplotlib.patches import Rectangle
 
-from qlib.packing import pack
-from qlib.plot.explorers import Explorer
+from qlib.packing import pack, unpack
+from qlib.plot.explorers import Explorer, slider
 from qlib.plot.picture import Picture, new_figure
 
 # Eight colours for eight values; the palette's grey is left out, for a bit that belongs to no value is grey.
@@ -266,53 +268,52 @@ def boxes_html(bits):
     return "".join(spans)
 
 
-class ByteExplorer(Explorer):
-    """The explorer that `byte_explorer` returns; `text` is what it says at the moment."""
-
-    def __init__(self, number, shift, keep, bits):
-        import ipywidgets
-
-        look = {"style": {"description_width": "9em"}, "layout": {"width": "32em"}}
-        self.field = bits
-        self.number = ipywidgets.IntSlider(value=number, min=0, max=255, description="the byte", **look)
-        self.shift = ipywidgets.IntSlider(value=shift, min=-8, max=8, description="places to the right", **look)
-        self.keep = ipywidgets.IntSlider(value=keep, min=1, max=8, description="lowest bits kept", **look)
-        self.boxes = ipywidgets.HTML()
-        self.begin([self.number, self.shift, self.keep], [self.boxes])
-
-    def update(self, change=None):
-        """Follow the controls."""
-        byte, amount = Bits.packed(self.number.value, self.field), self.shift.value
-        moved = byte >> amount if amount >= 0 else byte << -amount
-        mask = 2**self.keep.value - 1
-        kept = moved & mask
-        how = f"{'>>' if amount >= 0 else '<<'} {abs(amount)}"
-        digits = f"{byte.number:08b}"
-        lost = digits[8 - amount :] if amount >= 0 else digits[:-amount]
-        self.text = (
-            f"{byte.number} is {byte.digits}. {how} makes {moved.digits}, {moved.number}; what falls off the "
-            f"{'lower' if amount >= 0 else 'upper'} end: {lost or 'nothing'}. "
-            f"& {mask} keeps {kept.digits}, {kept.number}."
-        )
-        rows = [(f"{byte.number}", byte), (f"{how} = {moved.number}", moved), (f"& {mask} = {kept.number}", kept)]
-        drawn = "".join(
-            f'<div style="margin: 3px 0"><span style="display: inline-block; width: 8em">{label}</span>'
-            f"{boxes_html(bits)}</div>"
-            for label, bits in rows
-        )
-        self.boxes.value = f'<div aria-hidden="true">{drawn}</div><div role="status">{self.text}</div>'
-
-
 def byte_explorer(number=177, shift=4, keep=2, bits=2):
-    """Sliders that shift a byte of coloured boxes and mask it. Needs a running notebook to move.
+    """Sliders that shift a byte of coloured boxes and mask it.
 
     Args:
         number: 0 to 255, to begin with.
         shift: places to the right, or, negative, to the left, to begin with.
         keep: how many of the lowest bits the mask keeps, 1 to 8, to begin with.
-        bits: width of the values that the byte holds, each in a colour of its own.
+        bits: width of the values that the byte holds, each in a colour of its own, to begin with: 1, 2, 4 or 8.
 
     Returns:
-        a ByteExplorer.
+        an Explorer.
     """
-    return ByteExplorer(number, shift, keep, bits)
+    controls = {
+        "number": slider("the byte", range(256), number),
+        "bits": slider("bits of a value", [1, 2, 4, 8], bits),
+        "shift": slider("places to the right", range(-8, 9), shift),
+        "keep": slider("lowest bits kept", range(1, 9), keep),
+    }
+
+    def steps(number, bits, shift, keep):
+        """{what is done: Bits}, one below the other."""
+        byte = Bits.packed(number, bits)
+        moved = byte >> shift if shift >= 0 else byte << -shift
+        how = f">> {shift}" if shift >= 0 else f"<< {-shift}"
+        return {f"{number}": byte, how: moved, f"& {2**keep - 1}": moved & (2**keep - 1)}
+
+    def live(**values):
+        drawn = steps(**values)
+        rows = "".join(
+            f'<div style="margin: 3px 0"><span style="display: inline-block; width: 4em">{html.escape(label)}</span>'
+            f'{boxes_html(bits)}<span style="margin-left: 0.5em">= {bits.number}</span></div>'
+            for label, bits in drawn.items()
+        )
+        return byte_text(*drawn.items(), values["bits"], values["shift"]), rows
+
+    return Explorer(controls, live, lambda **values: bit_rows(steps(**values)))
+
+
+def byte_text(byte, moved, kept, bits, shift):
+    """What `byte_explorer` shows, in words; the first three are pairs of what is done and the Bits that it makes."""
+    (number, byte), (how, moved), (mask, kept) = byte, moved, kept
+    values = unpack(torch.tensor([byte.number], dtype=torch.uint8), bits).tolist()
+    digits = f"{byte.number:08b}"
+    lost = digits[8 - shift :] if shift >= 0 else digits[:-shift]
+    return (
+        f"{number} is {byte.digits}, which holds {', '.join(map(str, values))} at {bits} bits. "
+        f"{how} makes {moved.digits}, {moved.number}; what falls off the {'lower' if shift >= 0 else 'upper'} end: "
+        f"{lost or 'nothing'}. {mask} keeps {kept.digits}, {kept.number}."
+    )

@@ -412,7 +412,8 @@ def blocks(matrix, scheme, rows, columns):
     panels = (("What comes back", back, VALUES, "white"), ("Error", back - matrix, ERRORS, "black"))
     for axis, (title, panel, colours, line) in zip(axes, panels, strict=True):
         extent = (columns.start, columns.stop, rows.stop, rows.start)
-        image = axis.imshow(panel[rows, columns], colours, vmin=-limit, vmax=limit, extent=extent, aspect="auto")
+        part = panel[rows, columns].numpy()
+        image = axis.imshow(part, colours, vmin=-limit, vmax=limit, extent=extent, aspect="auto")
         axis.hlines([rows.start + edge for edge in down], columns.start, columns.stop, line, linewidth=1)
         axis.vlines([columns.start + edge for edge in across], rows.start, rows.stop, line, linewidth=1)
         axis.set(title=title, ylabel="row", yticks=range(rows.start, rows.stop, 4))
@@ -429,9 +430,9 @@ def block_png(panel, colours, down, across, line, cell=12):
     """
     pixels = matplotlib.colormaps[colours]((panel.numpy() + 1) / 2, bytes=True).repeat(cell, 0).repeat(cell, 1)
     for edge in down:
-        pixels[edge * cell - 1 : edge * cell + 1, :, :3] = line
+        pixels[edge * cell, :, :3] = line
     for edge in across:
-        pixels[:, edge * cell - 1 : edge * cell + 1, :3] = line
+        pixels[:, edge * cell, :3] = line
     png = io.BytesIO()
     matplotlib.image.imsave(png, pixels, format="png")
     return png.getvalue()

@@ -1,7 +1,9 @@
 """Pictures of numbers: their bits and bytes, and the marks of a ruler that they are rounded to."""
 
 import math
+from typing import ClassVar
 
+import matplotlib
 import numpy as np
 import seaborn
 import torch
@@ -9,7 +11,8 @@ from matplotlib.patches import Rectangle
 
 from qlib.affine import dequantize, quant_range, quantize
 from qlib.packing import bit_string, field_widths
-from qlib.plot.picture import BLANK, VALUES, Picture, new_figure, significant
+from qlib.plot.picture import BLANK, ERRORS, VALUES, Picture, new_figure, significant
+from qlib.report import quantization_error, rounded
 
 
 def staircase(scale, zero_point, bits):
@@ -259,3 +262,106 @@ def running_total(terms, title):
     axis.margins(x=0.15)
     parts = ", ".join(f"{label}: {term:+,}" for label, term in terms.items())
     return Picture(figure, f"{title}. {parts}; in all {sum(terms.values()):,}.")
+
+
+class LinearMap:
+    """Numbers on their way to 8-bit integers and back: what is drawn of it, and what is said.
+
+    How they are rounded and what becomes of those beyond the last integer may be chosen, to see what the right way is
+    good for; the first of ROUNDINGS and of BEYOND are what qlib.quantize does.
+
+    Args:
+        tensor: (rows, columns), real numbers.
+        scale, zero_point: numbers, as for qlib.quantize.
+        rounding: a key of ROUNDINGS.
+        beyond: a key of BEYOND.
+    """
+
+    ROUNDINGS: ClassVar = {"to the nearest": torch.round, "down": torch.floor, "towards zero": torch.trunc}
+    BEYOND: ClassVar = {
+        "clamped to the end": lambda whole, qmin, qmax: whole.clamp(qmin, qmax),
+        "wrapped around": lambda whole, qmin, qmax: (whole - qmin).remainder(qmax - qmin + 1) + qmin,
+    }
+
+    def __init__(self, tensor, scale, zero_point, rounding="to the nearest", beyond="clamped to the end"):
+        qmin, qmax = quant_range(8)
+        self.tensor, self.scale, self.zero_point = tensor, scale, zero_point
+        whole = self.ROUNDINGS[rounding](tensor / scale + zero_point)
+        self.beyond = (whole < qmin) | (whole > qmax)
+        self.values = self.BEYOND[beyond](whole, qmin, qmax).to(torch.int8)
+        self.back = dequantize(self.values, scale, zero_point)
+        self.error = self.back - tensor
+        # What stays the same as scale and zero point change, so that the marks move and the numbers do not.
+        low, high = min(tensor.min().item(), 0.0), max(tensor.max().item(), 0.0)
+        margin = (high - low) / 4 or 1.0
+        self.view = (low - margin, high + margin)
+        self.reach = reach(scale, zero_point, 8)
+        self.marks = [scale * (mark - zero_point) for mark in [*range(qmin, qmax, 16), qmax]]
+        worst = divmod(self.error.abs().argmax().item(), tensor.shape[1])
+        count = self.beyond.sum().item()
+        self.text = (
+            f"Scale {significant(scale)}, zero point {zero_point}, rounded {rounding}: the integers {qmin} to {qmax} "
+            f"stand for {significant(self.reach[0])} to {significant(self.reach[1])}. Outside of that: "
+            f"{count or 'none'} of {tensor.numel()} numbers{f', {beyond}' if count else ''}. "
+            f"Mean squared error {rounded(quantization_error(tensor, self.back), 3)}. Largest error: "
+            f"{significant(tensor[worst].item())} became {self.values[worst]} and came back as "
+            f"{significant(self.back[worst].item())}."
+        )
+
+    @property
+    def labels(self):
+        """[(real, integer)] to write under the marks: the zero point, and the ends where they are in sight."""
+        width, labels = self.view[1] - self.view[0], [(0.0, self.zero_point)]
+        for end in zip(self.reach, quant_range(8), strict=True):
+            if self.view[0] <= end[0] <= self.view[1] and abs(end[0]) > 0.06 * width:
+                labels.append(end)
+        return labels
+
+    @property
+    def cells(self):
+        """[(number, integer, what comes back, error)], row by row."""
+        steps = (self.tensor, self.values, self.back, self.error)
+        return list(zip(*(step.flatten().tolist() for step in steps), strict=True))
+
+    def strength(self, error):
+        """How opaque the colour of an error is: the words on it can be read on the largest."""
+        return 0.55 * min(abs(error) / (1.5 * self.scale), 1)
+
+
+def there_and_back(tensor, scale, zero_point, **how):
+    """The numbers of a small matrix, the marks under them, a line from each number to the mark that it comes back as.
+
+    Below, the same in figures, in cells as the matrix has them: red where what comes back is too high, blue where it
+    is too low. Numbers beyond the last integer are orange. Every 16th mark is drawn.
+
+    Args:
+        tensor, scale, zero_point, how: as for LinearMap.
+
+    Returns:
+        a Picture.
+    """
+    mapped = LinearMap(tensor, scale, zero_point, **how)
+    rows, columns = tensor.shape
+    figure, (top, bottom) = new_figure(8, 2.1 + 0.5 * rows, rows=2, height_ratios=[1.7, 0.5 * rows])
+    blue, orange = seaborn.color_palette("colorblind")[:2]
+    first, last = mapped.reach
+    top.add_patch(Rectangle((first, 0), last - first, 0.2, facecolor=(*blue, 0.35)))
+    top.vlines(mapped.marks, 0, 0.2, color=blue, linewidth=1)
+    for (number, _, back, _), beyond in zip(mapped.cells, mapped.beyond.flatten().tolist(), strict=True):
+        colour = orange if beyond else "black"
+        top.plot([number, back], [1, 0.2], color=colour, linewidth=1)
+        top.plot([number], [1], "o", color=colour, markersize=5)
+    for real, integer in mapped.labels:
+        top.text(real, -0.06, integer, ha="center", va="top")
+    top.set(xlim=mapped.view, ylim=(-0.25, 1.1), yticks=[])
+    top.xaxis.tick_top()
+    top.spines[["left", "bottom"]].set_visible(False)
+    for place, (number, value, back, error) in enumerate(mapped.cells):
+        row, column = divmod(place, columns)
+        face = (*matplotlib.colormaps[ERRORS](0.95 if error > 0 else 0.05)[:3], mapped.strength(error))
+        bottom.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor="grey"))
+        words = f"{significant(number)} → {value} → {significant(back)}\nerror {significant(error, 3)}"
+        bottom.text(column + 0.5, row + 0.5, words, ha="center", va="center", fontsize=9)
+    bottom.set(xlim=(0, columns), ylim=(rows, 0))
+    bottom.axis("off")
+    return Picture(figure, mapped.text)

@@ -26,13 +26,18 @@ class Picture:
         """Write the picture to a PNG or SVG file."""
         self.figure.savefig(path, dpi=144, bbox_inches="tight")
 
+    def bundles(self):
+        """What a notebook keeps of it: the image and, under it, the caption, which is the text of both."""
+        png = io.BytesIO()
+        self.figure.savefig(png, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+        image = {"image/png": base64.b64encode(png.getvalue()).decode(), "text/plain": self.caption}
+        return [image, {"text/markdown": f"*{self.caption}*", "text/plain": self.caption}]
+
     def _ipython_display_(self):
         from IPython.display import display
 
-        png = io.BytesIO()
-        self.figure.savefig(png, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
-        display({"image/png": base64.b64encode(png.getvalue()).decode(), "text/plain": self.caption}, raw=True)
-        display({"text/markdown": f"*{self.caption}*", "text/plain": self.caption}, raw=True)
+        for bundle in self.bundles():
+            display(bundle, raw=True)
 
     def __repr__(self):
         return self.caption

@@ -1,0 +1,1 @@
+"""The lessons in a real browser: `make test-browser`. `make test` leaves this folder out."""

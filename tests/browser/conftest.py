@@ -1,0 +1,92 @@
+"""One JupyterLab and one browser for all tests of this folder; a picture of the page where a test fails."""
+
+import re
+import shutil
+
+import pytest
+from playwright.sync_api import Error, sync_playwright
+
+from tests.browser.lab import JAVASCRIPT, Lab, LessonPage
+from tests.lessons import ROOT
+
+SCREENSHOTS = ROOT / "tests" / "browser" / "screenshots"  # git-ignored
+NOT_HERE = re.compile(r"^(https?|wss?)://(?!localhost[:/]|127\.0\.0\.1[:/])")
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The Chromium or Chrome of this machine, without a window."""
+    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    where = {"executable_path": found} if found else {"channel": "chrome"}
+    with sync_playwright() as playwright:
+        try:
+            # A container's root may not use Chromium's sandbox; it opens nothing but our own pages.
+            browser = playwright.chromium.launch(args=["--no-sandbox"], **where)
+        except Error:
+            pytest.skip("no browser: install Chromium or Chrome (Debian and Ubuntu: apt install chromium)")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def lab(browser, tmp_path_factory):
+    """JupyterLab as `make lab` starts it, in a fresh copy of the course; not where `browser` skips the test."""
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    try:
+        lab.wait()
+        yield lab
+    finally:
+        lab.stop()
+
+
+@pytest.fixture
+def open_lesson(browser, lab, request):
+    """Opens notebooks by name; no request of theirs may leave the machine, the server's and the kernels' included."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    context.set_default_timeout(30_000)
+    context.add_init_script(JAVASCRIPT)
+    left = []
+
+    def refuse(route):
+        left.append(route.request.url)
+        route.abort()
+
+    context.route(NOT_HERE, refuse)
+    opened = []
+
+    def open_one(notebook, tell=None):
+        opened.append(LessonPage(context, lab, notebook))
+        if tell:
+            opened[-1].page.on("request", lambda asked: tell(asked.url))
+        return opened[-1].open()
+
+    yield open_one
+    if getattr(request.node, "failed", False):
+        for page in opened:
+            SCREENSHOTS.mkdir(exist_ok=True)
+            picture = SCREENSHOTS / f"{re.sub(r'[^0-9A-Za-z_]+', '-', request.node.name).strip('-')}.png"
+            page.page.screenshot(path=picture)
+            print(f"the page as it was: {picture.relative_to(ROOT)}")
+        print(f"the end of what make lab said:\n{lab.log.read_text()[-2000:]}")
+    for page in opened:
+        page.close()
+    context.close()
+    assert not left, f"the page reached for the network: {left}"
+    assert not lab.reached_hosts(), f"the server or a kernel reached for the network: {lab.reached_hosts()}"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How fast the widgets followed, which is told and not judged: it depends on what else the machine does."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for what, times in report.user_properties:
+                terminalreporter.write_line(f"{what}, milliseconds: {times}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "call":
+        item.failed = report.failed
+    return report

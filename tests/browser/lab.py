@@ -1,0 +1,201 @@
+"""JupyterLab as a learner has it: `make lab` in a fresh copy of the course, and its pages in a browser."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+from playwright.sync_api import TimeoutError
+
+from scripts.notebooks import WIDGET, tidy_outputs
+from tests.lessons import ROOT, git
+
+JAVASCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+# What would tie the server to this machine's own settings, or to what `make` gives to its tests.
+LEFT_OUT = re.compile(r"(JUPYTER|IPYTHON|QLIB|MAKE|MFLAGS|PYTEST|PYTHON|HF_|TRANSFORMERS_|BROWSER|DISPLAY)")
+
+
+def fresh_copy(folder):
+    """The course's files as a clone would have them, and this checkout's .venv, in `folder`."""
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if listed is None:
+        pytest.skip("not a git checkout: what a clone would have cannot be told from what was left here")
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():  # a file may have been deleted and not committed
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    (folder / ".venv").symlink_to(ROOT / ".venv", target_is_directory=True)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Lab:
+    """A running `make lab`; all that it would keep for a learner is kept in `folder`."""
+
+    TOKEN = "browser-test"
+
+    def __init__(self, folder):
+        self.course = folder / "course"
+        self.reached = folder / "reached.txt"  # hosts that the server or a kernel asked for
+        self.log = folder / "lab.log"
+        fresh_copy(self.course)
+        self.url = f"http://127.0.0.1:{free_port()}"
+        port = self.url.rsplit(":", 1)[1]
+        arguments = f"--no-browser --port {port} --ServerApp.ip=127.0.0.1 --IdentityProvider.token={self.TOKEN}"
+        arguments += " --LabApp.expose_app_in_browser=True"  # as window.jupyterapp, for page.js
+        if hasattr(os, "geteuid") and os.geteuid() == 0:
+            arguments += " --allow-root"  # as in a container
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                ["make", "lab", f"ARGS={arguments}"],
+                cwd=self.course,
+                env=self.environment(folder),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def environment(self, folder):
+        kept = {name: value for name, value in os.environ.items() if not LEFT_OUT.match(name)}
+        own = {
+            name: str(folder / name.lower())
+            for name in (
+                *("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"),
+                *("JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "QLIB_PROGRESS_FILE"),
+            )
+        }
+        guard = os.pathsep.join([str(self.course / "tests" / "browser" / "guard"), str(self.course)])
+        threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+        return kept | own | threads | {"PYTHONPATH": guard, "QLIB_REACHED": str(self.reached)}
+
+    def wait(self, seconds=60):
+        """Until it answers."""
+        for _ in range(10 * seconds):
+            try:
+                return urllib.request.urlopen(f"{self.url}/api?token={self.TOKEN}")
+            except OSError:
+                if self.process.poll() is not None:
+                    break
+                time.sleep(0.1)
+        raise RuntimeError(f"make lab did not start:\n{self.log.read_text()}")
+
+    def stop(self):
+        os.killpg(self.process.pid, signal.SIGTERM)
+        self.process.wait(20)
+
+    def address(self, notebook):
+        """Of a notebook, in a workspace of its own."""
+        return f"{self.url}/lab/workspaces/{notebook[:2]}/tree/{notebook}?reset&token={self.TOKEN}"
+
+    def reached_hosts(self):
+        """The hosts that the server or a kernel asked for, a set."""
+        return set(self.reached.read_text().split()) if self.reached.exists() else set()
+
+    def stored(self, notebook):
+        """A notebook as it is on the learner's disk."""
+        return nbformat.read(self.course / "notebooks" / notebook, as_version=4)
+
+
+class LessonPage:
+    """One notebook, open in JupyterLab in a page of the browser."""
+
+    def __init__(self, context, lab, notebook):
+        self.page, self.lab, self.notebook = context.new_page(), lab, notebook
+
+    def open(self):
+        self.page.goto(self.lab.address(self.notebook), wait_until="commit")
+        try:
+            self.wait_for("ready", seconds=90)
+        except TimeoutError:  # JupyterLab may miss that its kernel has started; one would load the page again
+            self.page.reload(wait_until="commit")
+            self.wait_for("ready", seconds=90)
+        return self
+
+    def call(self, function, *arguments):
+        """What a function of page.js returns."""
+        return self.page.evaluate(f"args => qlib.{function}(...args)", list(arguments))
+
+    def wait_for(self, function, *arguments, seconds=30):
+        """Until a function of page.js says yes."""
+        script = f"args => window.jupyterapp && qlib.{function}(...args)"
+        self.page.wait_for_function(script, arg=list(arguments), timeout=1000 * seconds)
+
+    def run_all(self, command="runmenu:run-all"):
+        """Run All, to the end or to the first cell that fails."""
+        self.call("start", command)
+        if "restart" in command:
+            self.page.locator(".jp-Dialog .jp-mod-accept").click()
+        self.wait_for("finished", seconds=400)
+
+    def cells(self):
+        """The cells as they are now, outputs included, in the form of the file."""
+        return self.call("cells")
+
+    def theme(self, name):
+        self.call("theme", name)
+        self.wait_for("themed", "Dark" not in name)
+
+    def resize(self, width):
+        """A window of that many pixels, the file browser closed, as one would in a small one."""
+        self.call("collapseLeft")
+        self.page.set_viewport_size({"width": width, "height": 900})
+        self.call("settled")
+
+    def close(self):
+        """Shut the kernel down, which may hold a model."""
+        self.call("shutDown")
+        self.page.close()
+
+
+def kinds(outputs):
+    """What each output of a cell is made of, in the stored form: streams merged, without a widget's model."""
+    tidy = tidy_outputs([joined(output) for output in outputs], None)
+    return [(output["output_type"], output.get("name"), sorted(output.get("data", ()))) for output in tidy]
+
+
+def joined(output):
+    """A stream's text may be a list of lines."""
+    return output | {"text": "".join(output["text"])} if "text" in output else output
+
+
+def outputs_with(kind, cells):
+    """The outputs of a notebook's cells that have a representation of that kind."""
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    return [output for output in outputs if kind in output.get("data", ())]
+
+
+def widgets_in(cells):
+    return len(outputs_with(WIDGET, cells))
+
+
+def still_figures(cells):
+    """How many figures are shown; where there is a widget it takes the place of its picture."""
+    return sum(WIDGET not in output["data"] for output in outputs_with("image/png", cells))
+
+
+def controls_followed(lesson, explorer):
+    """Move each control of an explorer by a key: {control: milliseconds to the first change of picture and words}."""
+    followed = {}
+    for number, kind in enumerate(lesson.call("controls", explorer)):
+        for key in ["ArrowDown", "ArrowUp"] if kind in ("slider", "select-one") else ["Space"]:
+            assert lesson.call("watch", explorer, number), "the control takes no focus"
+            lesson.page.keyboard.press(key)
+            try:
+                lesson.wait_for("moved", seconds=5)
+            except TimeoutError:
+                continue  # it may stand at that end
+            lesson.call("settled")
+            break
+        followed[f"{number + 1} {kind}"] = lesson.call("followed")
+    return followed

@@ -1,0 +1,261 @@
+"""Lesson 18: the map of the library, the capstone and its score, and the toolkits' figures that it shows."""
+
+import copy
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+
+import qlib
+from qlib import QLinear, Scheme, plot, quantize_model
+from qlib.capstone import BUDGET, best_within, in_float32, load_best, load_results, saved_bytes, store_small
+from qlib.exercises import trial
+from qlib.exercises.exercise import all_exercises, asked_for, find_exercise
+from qlib.exercises.judge import CORRECT, INCORRECT, judge
+from qlib.methods import awq_rescale
+from qlib.models import DATA, load_code_model, load_code_tokens, perplexity
+from qlib.plot.capstone import QLIB, READERS, ROOMS, direct, floors, imports_between_rooms, in_words, lessons_of
+from tests.lessons import LESSONS, ROOT
+from tests.small_capstone import small_task
+
+# ---------------------------------------------------------------- the map
+
+
+def test_every_room_of_the_map_is_in_qlib_and_every_module_of_qlib_on_the_map():
+    there = {path.stem for path in QLIB.glob("*.py")} | {path.parent.name for path in QLIB.glob("*/__init__.py")}
+    assert set(ROOMS) == there - {"__init__"}
+
+
+def test_the_arrows_of_the_map_are_the_imports_of_the_package():
+    imports = imports_between_rooms()
+    assert {"affine", "packing", "scheme"} == imports["tensor"]
+    assert imports["scheme"] == imports["affine"] == imports["packing"] == set()
+    assert "methods" in imports["capstone"] and "linear" in imports["methods"]
+
+
+def test_no_room_of_the_core_reads_from_those_on_the_roof():
+    for room, needed in imports_between_rooms().items():
+        assert room in READERS or not needed & set(READERS), room
+
+
+def test_each_room_stands_above_all_that_it_imports():
+    imports = {room: needed for room, needed in imports_between_rooms().items() if room not in READERS}
+    floor = floors(imports)
+    assert all(floor[room] > floor[other] for room, needed in imports.items() for other in needed)
+
+
+def test_arrows_that_are_there_by_way_of_another_are_left_out():
+    assert direct({"a": set(), "b": {"a"}, "c": {"a", "b"}}) == {"a": set(), "b": {"a"}, "c": {"b"}}
+
+
+def test_the_lessons_of_a_room_exist_and_are_those_whose_exercises_are_in_it():
+    for room in ROOMS:
+        assert set(lessons_of(room, asked_for())) <= set(range(1, 19))
+    assert lessons_of("affine", asked_for()) == [3, 4, 5, 7, 8]
+    for exercise in all_exercises().values():
+        room = getattr(exercise.key, "__module__", "").split(".")[1:2]
+        if room and room[0] in ROOMS and room[0] != "course" and not exercise.key.__module__.endswith("exercise"):
+            assert int(exercise.id[:2]) in lessons_of(room[0], asked_for()), exercise.id
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if ROOMS[room][1]])
+def test_a_lesson_that_is_said_to_build_a_room_mentions_it(room):
+    for number in ROOMS[room][1]:
+        lesson = next(name for name in LESSONS if int(name[:2]) == number)
+        text = (ROOT / "notebooks" / lesson).read_text(encoding="utf-8")
+        names = MENTIONED.get(room, (rf"qlib\.{room}\b", rf"import [^\n]*\b{room}\b"))
+        assert any(re.search(name, text) for name in names), lesson
+
+
+MENTIONED = {
+    "scheme": ("Scheme",),
+    "tensor": ("QTensor", "quantize_tensor"),
+    "linear": ("QLinear",),
+    "kinds": ("config.json", "load_quantized"),
+    "hf": ("qlib.hf",),
+    "export": ("compressed-tensors",),
+}
+
+
+def test_runs_of_lessons_are_joined():
+    assert in_words([3, 4, 5, 7, 8]) == "3-5, 7, 8"
+    assert in_words([]) == ""
+
+
+def test_the_map_says_each_room_with_its_lessons(tmp_path):
+    picture = plot.library_map(asked_for())
+    assert "scheme (6, 8), affine (3-5, 7, 8), packing (2, 14-16); tensor (4, 8)" in picture.caption
+    assert all(room in picture.caption for room in ROOMS)
+    picture.save(tmp_path / "picture.png")
+
+
+# ---------------------------------------------------------------- what an answer is held against
+
+
+def test_the_best_model_is_what_its_figures_say():
+    stored = load_results()
+    file = DATA / "capstone" / "model.safetensors"
+    assert file.stat().st_size == stored["best"]["bytes"] <= BUDGET
+    best = load_best()
+    assert perplexity(best, load_code_tokens(count=4096)) == pytest.approx(stored["best"]["perplexity"], rel=1e-3)
+    assert best.lm_head.weight is best.get_input_embeddings().weight
+    assert {layer.scheme.bits for layer in best.modules() if isinstance(layer, QLinear)} == {2, 3}
+
+
+def test_the_librarys_answer_beats_rounding_clearly_and_the_best_beats_both():
+    task = trial.code_task()
+    bar, library, best = (point["perplexity"] for point in (task.rounding, task.stored["library"], task.best))
+    assert task.stored["float"] < best < library < bar / 2
+    assert 0.9 < task.share(library) < 1
+    assert task.share(best) == pytest.approx(1) and task.share(bar) == pytest.approx(0)
+
+
+def test_a_stored_point_of_rounding_is_measured_again():
+    task = trial.code_task()
+    point = task.rounding
+    model = copy.deepcopy(task.model)
+    quantize_model(model, Scheme(2, False, group_size=point["group_size"]), ignore=(), progress=False)
+    assert saved_bytes(model.half()) == point["bytes"]
+    assert perplexity(model.float(), task.held_out) == pytest.approx(point["perplexity"], rel=1e-3)
+
+
+def test_the_bar_is_the_best_point_within_the_budget():
+    points = [{"bytes": 5, "perplexity": 9}, {"bytes": 7, "perplexity": 8}, {"bytes": 9, "perplexity": 1}]
+    assert best_within(points, 7) == points[1]
+
+
+def test_what_is_stored_small_comes_back_and_keeps_its_tie(tmp_path):
+    model, _ = load_code_model()
+    quantize_model(model, qlib.INT2, ignore=(), progress=False)
+    before = model.get_input_embeddings().weight.detach().clone()
+    qlib.save_quantized(store_small(model), tmp_path / "model")
+    loaded = in_float32(qlib.load_quantized(tmp_path / "model"))
+    embedding = loaded.get_input_embeddings().weight
+    assert loaded.lm_head.weight is embedding and embedding.dtype == torch.float32
+    torch.testing.assert_close(embedding, before, rtol=1 / 16, atol=2**-10)
+    assert all(tensor.dtype == torch.float32 for tensor in loaded.parameters())
+    assert all(layer.scale.dtype == torch.float32 for layer in loaded.modules() if isinstance(layer, QLinear))
+
+
+# ---------------------------------------------------------------- the score
+
+
+def attempt(answer):
+    return judge(dataclasses.replace(find_exercise("18.1"), trial=trial.Trial(small_task)), answer)
+
+
+def rounds_in_groups_of_32(model, tokens, budget):
+    quantize_model(model, qlib.INT2, ignore=(), progress=False)
+    return store_small(model)
+
+
+def test_a_right_answer_is_told_its_score_and_drawn():
+    verdict = attempt(rounds_in_groups_of_32)
+    assert verdict.outcome == CORRECT
+    assert re.search(r"bytes of 1,750,000, and a perplexity of 19\.", verdict.message)
+    share = 100 * trial.code_task().share(19.12)
+    assert f"Your score: {share:.0f}% of the way" in verdict.message
+    assert "yours: 19.1" in verdict.picture.caption
+
+
+def test_more_than_the_best_is_more_than_100_percent():
+    task = trial.code_task()
+    result = trial.Result(None, 1_700_000, task.best["perplexity"] - 0.1)
+    assert "101%" in trial.score_text(task, result) and "You have beaten it." in trial.score_text(task, result)
+
+
+def test_what_is_rejected_after_it_was_measured_is_drawn_too():
+    rounds = next(m.answer for m in find_exercise("18.1").mistakes if m.answer.__name__ == "one_width_for_all")
+    verdict = attempt(rounds)
+    assert verdict.outcome == INCORRECT and "yours: 37.1" in verdict.picture.caption
+
+
+def test_wide_layers_in_the_wrong_places_are_accepted_with_a_word_where_they_beat_rounding():
+    def turned_round(model, tokens, budget):
+        damage = load_results()["damage"]
+        calm = sorted(damage, key=lambda name: damage[name] / model.get_submodule(name).weight.numel())[:3]
+        low, high = (Scheme(bits=bits, symmetric=False, group_size=64) for bits in (2, 3))
+        quantize_model(model, high, ignore=lambda name, _: name not in calm, progress=False)
+        quantize_model(model, low, ignore=(), progress=False)
+        return store_small(model)
+
+    verdict = attempt(turned_round)
+    assert verdict.outcome == CORRECT
+    assert "the wide layers are those that mind least" in verdict.message
+
+
+def test_layers_that_divide_their_input_are_judged_like_any():
+    def divides(model, tokens, budget):
+        awq_rescale(model, Scheme(2, False, group_size=128), tokens[:256].view(1, -1), ignore=("*.mlp.*",), divide=True)
+        quantize_model(model, Scheme(bits=2, axis=None), ignore=(), progress=False)
+        return model.half()
+
+    verdict = attempt(divides)
+    assert verdict.outcome == INCORRECT and "no better than the 29.70" in verdict.message
+    assert trial.ONE_WIDTH not in verdict.message
+
+
+def test_an_error_in_the_answer_names_the_line():
+    def broken(model, tokens, budget):
+        return model.no_such_thing
+
+    verdict = attempt(broken)
+    assert verdict.outcome == INCORRECT
+    assert "raised AttributeError in your cell, line" in verdict.message and verdict.picture is None
+
+
+def test_an_answer_that_never_ends_is_stopped_when_its_time_is_up():
+    def endless(model, tokens, budget):
+        while True:
+            pass
+
+    exercise = dataclasses.replace(find_exercise("18.1"), trial=trial.Trial(small_task, limit=0.5))
+    assert "still running after 0.5 seconds" in judge(exercise, endless).message
+
+
+def test_an_answer_cannot_harm_the_tasks_own_model():
+    before = [tensor.clone() for tensor in small_task().model.state_dict().values()]
+    attempt(rounds_in_groups_of_32)
+    assert all(map(torch.equal, before, small_task().model.state_dict().values()))
+
+
+def test_calibrating_on_held_out_text_is_noticed_however_it_is_cut():
+    read = []
+    model = trial.watched(small_task().model, read)
+    model(load_code_tokens(count=600)[37:421].view(-1, 128))
+    assert trial.has_read(read, small_task().forbidden)
+
+
+def test_the_calibration_text_itself_is_not_mistaken_for_the_held_out_text():
+    every = [trial.hashes(load_code_tokens("calibration", count=32768))]
+    shared = torch.isin(every[0], trial.hashes(small_task().forbidden)).sum().item()
+    assert 0 < shared < trial.SHARED / 2
+    assert not trial.has_read(every, small_task().forbidden)
+    assert not trial.has_read([], small_task().forbidden)
+
+
+# ---------------------------------------------------------------- pictures and figures
+
+
+def test_the_curve_says_the_bar_the_budget_and_every_mark(tmp_path):
+    picture = plot.budget_curve(load_results(), BUDGET, {"bytes": 1_700_000, "perplexity": 12.345})
+    assert "a budget of 1,750,000 bytes" in picture.caption
+    assert "round-to-nearest, 2 bits, groups of 112: 29.70" in picture.caption
+    assert "yours: 12.3" in picture.caption
+    picture.save(tmp_path / "picture.png")
+    assert "yours" not in plot.budget_curve(load_results(), BUDGET).caption
+
+
+def test_the_toolkits_figures_are_whole():
+    found = json.loads((DATA / "toolkits.json").read_text(encoding="utf-8"))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"]) and found["pictures"] == 360
+    by_name = {entry["toolkit"]: entry for entry in found["toolkits"]}
+    assert {"qlib", "PyTorch", "torchao", "ONNX Runtime", "OpenVINO"} <= by_name.keys()
+    assert not any("failed" in entry for entry in by_name.values())
+    assert by_name["float32"]["right"] == by_name["qlib"]["right"] == 354
+    wanted = (ROOT / "bench" / "requirements.txt").read_text(encoding="utf-8")
+    for entry in by_name.values():
+        for package, version in entry["versions"].items():
+            assert package == "torch" or f"{package}=={version}" in wanted
