@@ -4,8 +4,8 @@ The kernels read the packed bytes just as they are stored. There is no second la
 or to forget, so a layer's buffers may be replaced, moved or written to at any time. It is the input that is laid out
 for the weight: it is small, and that is done once a call.
 
-A row is read in *units* of whole words of 32 bits that hold whole values: at 8, 4 and 2 bits a unit is one word of 4, 8
-or 16 values; at 3 bits it is three words of 32 values. With u[k] the k-th word, value j of it stands in the bits
+A row is read in *units* of whole words of 32 bits that hold whole values: at 4 and 2 bits a unit is one word of 8 or 16
+values; at 3 bits it is three words of 32 values. With u[k] the k-th word, value j of it stands in the bits
 `mask << (bits * j)`, so that
 
     sum over i of code[i] * x[i]  =  sum over k and j of float(u[k] & (mask << (bits * j))) * plane[j, k]
@@ -16,8 +16,8 @@ the smallest integer (code = q - qmin), and the zero point leaves the loop: in a
 
     sum of scale * (q - zero_point) * x  =  scale * (sum of code * x  +  (qmin - zero_point) * sum of x)
 
-Where rows or groups do not fill whole words, and at 5, 6 and 7 bits, units are of the fewest bytes that hold whole
-values, and such a kernel is slower.
+At 8 bits there is nothing to mask, and a unit is a byte. So it is, or the fewest bytes that hold whole values, where
+groups do not fill whole words, and at 5, 6 and 7 bits.
 
 All sums are float32, whatever the dtype of x, so a result differs from that of the plain formula by the order of its
 sums alone. More rows in bfloat16 are the exception: see `block_dtype`.
@@ -44,7 +44,10 @@ try:
     from numba.core import cgutils
     from numba.extending import intrinsic
 except ImportError:  # the plain formula does all the work
-    numba = intrinsic = None
+    numba = None
+
+    def intrinsic(function):
+        return function
 
 # Up to this many rows of x for each of two threads meet the packed weight itself; more meet blocks of it, dequantized.
 FEW_ROWS = 8
@@ -55,7 +58,7 @@ SOME_ROWS = 256
 # Multiplications below which a second thread costs more than it saves.
 ONE_THREAD = 1 << 18
 # Words in a unit, for the widths that are read in whole words.
-WORDS = {8: 1, 4: 1, 3: 3, 2: 1}
+WORDS = {4: 1, 3: 3, 2: 1}
 # Units in a span, at most, where a whole row shares one scale.
 LONGEST_SPAN = 1024
 
@@ -381,25 +384,38 @@ def fill_kernel(bits, length):
 def bytes_row_kernel(bits, span, rows_of=range):
     """What `row_kernel` is where units are of bytes, for one number of units in a span."""
     values, octets, mask, qmin = 8 // math.gcd(bits, 8), bits // math.gcd(bits, 8), 2**bits - 1, quant_range(bits)[0]
+    # The lanes of a vector register are added up once for four short spans, or that would take longer than the rest.
+    at_once = 4 if octets == 1 and span <= 128 else 1
 
     def kernel(packed, scale, zero_point, bias, x, out):
         rows, spans, _ = packed.shape
         batch, groups = x.shape[0], scale.shape[1]
         step = min(groups - 1, 1)  # a scale for every span, or the same one for all of them
-        plane, sums = lay_out(x, spans * span, values, bits, values, groups)
+        flat, sums = lay_out(x, spans * span, values, bits, values, groups)
+        plane = flat.reshape(batch, values, spans, span)
         for r in rows_of(rows):
             for b in range(batch):
                 total = np.float32(0)
-                for s in range(spans):
+                for q in range(spans // at_once):
                     part = np.float32(0)
                     for k in range(span):
-                        unit = np.int64(packed[r, s, octets * k])
-                        for o in range(1, octets):
-                            unit |= np.int64(packed[r, s, octets * k + o]) << (8 * o)
+                        for h in range(at_once):
+                            s = q * at_once + h
+                            unit = np.int64(packed[r, s, octets * k])
+                            for o in range(1, octets):
+                                unit |= np.int64(packed[r, s, octets * k + o]) << (8 * o)
+                            dot = np.float32(0)
+                            for j in range(values):
+                                code = unit & (mask << (bits * j))
+                                dot += np.float32(np.int32(code) if octets < 4 else code) * plane[b, j, s, k]
+                            part += scale[r, s * step] * dot
+                    total += part
+                for s in range(spans // at_once * at_once, spans):
+                    part = np.float32(0)
+                    for k in range(span):
                         for j in range(values):
-                            code = unit & (mask << (bits * j))
-                            code = np.float32(np.int32(code) if octets < 4 else code)
-                            part += code * plane[b, j, s * span + k]
+                            code = np.int32(packed[r, s, k] & (mask << (bits * j)))
+                            part += np.float32(code) * plane[b, j, s, k]
                     total += scale[r, s * step] * part
                 for g in range(groups):
                     zero = zero_point[r, g] if zero_point.size else 0
