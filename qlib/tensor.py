@@ -74,9 +74,26 @@ class QTensor:
 
     def dequantize(self) -> torch.Tensor:
         """The real numbers that the integers stand for, float32, in the shape of the original tensor."""
-        values = self.values
-        scale, zero_point = (expand_groups(q, values, self.scheme.group_size) for q in (self.scale, self.zero_point))
-        return dequantize(values, scale, zero_point)
+        height = max(1, BLOCK_SIZE // max(1, self.shape[1:].numel()))
+        if len(self.shape) < 2 or self.shape[0] <= height:
+            values = self.values
+            group_size = self.scheme.group_size
+            scale, zero_point = (expand_groups(q, values, group_size) for q in (self.scale, self.zero_point))
+            return dequantize(values, scale, zero_point)
+        # Some rows at a time: what lies between bytes and real numbers is then small, and stays in the cache.
+        out = torch.empty(self.shape, device=self.packed.device)
+        for first in range(0, self.shape[0], height):
+            out[first : first + height] = self.rows(first, first + height).dequantize()
+        return out
+
+    def rows(self, first, last):
+        """The QTensor of the rows from `first` to before `last`, on the same memory."""
+        count = self.shape[0]
+        packed, scale, zero_point = (
+            part[first:last] if part.ndim and part.shape[0] == count else part
+            for part in (self.packed, self.scale, self.zero_point)
+        )
+        return QTensor.from_packed(packed, scale, zero_point, self.scheme, (len(packed), *self.shape[1:]))
 
     @property
     def nbytes(self) -> int:

@@ -31,6 +31,15 @@ def bytes_held(qtensor):
 
 
 @given(tensors(), schemes())
+def test_dequantizing_some_rows_at_a_time_gives_the_same(tensor, scheme):
+    qtensor = quantize_tensor(tensor, scheme)
+    at_once = qtensor.dequantize()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qlib.tensor, "BLOCK_SIZE", 2 * max(1, tensor.shape[1:].numel()))
+        assert torch.equal(qtensor.dequantize(), at_once)
+
+
+@given(tensors(), schemes())
 def test_the_values_are_those_of_quantize_and_lie_in_the_range(tensor, scheme):
     qtensor = quantize_tensor(tensor, scheme)
     scale, zero_point = (at_each(q, tensor, scheme).float() for q in choose_qparams(tensor, scheme))
