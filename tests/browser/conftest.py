@@ -73,7 +73,9 @@ def open_lesson(browser, lab, request):
         page.close()
     context.close()
     assert not left, f"the page reached for the network: {left}"
-    assert not lab.reached_hosts(), f"the server or a kernel reached for the network: {lab.reached_hosts()}"
+    reached = lab.reached_hosts()
+    lab.reached.unlink(missing_ok=True)
+    assert not reached, f"the server or a kernel reached for the network: {reached}"
 
 
 def pytest_terminal_summary(terminalreporter):

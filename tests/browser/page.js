@@ -82,7 +82,7 @@ window.qlib = (() => {
     // ---------------------------------------------------------- figures, widgets, mathematics
 
     shows(figures, widgets) {
-      return this.figures() === figures && this.widgets() === widgets && this.explorers() <= widgets;
+      return this.figures() === figures && this.widgets() >= widgets && this.explorers() <= widgets;
     },
     // How many figures have been drawn; one without a size does not count.
     figures() {
@@ -163,6 +163,7 @@ window.qlib = (() => {
         while (walker.nextNode()) {
           const element = walker.currentNode.parentElement;
           if (!walker.currentNode.data.trim() || !element.getClientRects().length) continue;
+          if (element.textContent === '■') continue; // a key to a picture, in the picture's colour
           if (element.closest('svg, mjx-container, style, script, .anchor-link, .jp-InternalAnchorLink')) continue;
           const ratio = contrast(element);
           if (ratio < (element.textContent.trim().length > 1 ? 4.5 : 3))
