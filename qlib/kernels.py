@@ -49,6 +49,7 @@ except ImportError:  # the plain formula does all the work
     def intrinsic(function):
         return function
 
+
 # Up to this many rows of x for each of two threads meet the packed weight itself; more meet blocks of it, dequantized.
 FEW_ROWS = 8
 # Weights dequantized at a time, 256 rows of 4096: they stay in the cache, and the next ones take the same memory.
@@ -177,7 +178,6 @@ def fits(x, packed, scale, zero_point, bias, in_features, plan):
         and is_plain(x)
         and is_plain(packed, torch.uint8)
         and packed.shape[1] * plan.values == in_features * plan.octets
-        and (plan.octets % 4 or packed.data_ptr() % 4 == 0)
         and is_plain(scale, torch.float32)
         and (scale.shape == qparam_shape or scale.ndim == 0)
         and (zero_point is None or (is_plain(zero_point, torch.int8) and zero_point.shape == scale.shape))
@@ -263,10 +263,8 @@ def through_blocks(x, packed, scale, zero_point, bias, plan):
 
 
 def units_of(packed, plan):
-    """A packed weight as its kernels read it: uint32, (rows, words), or uint8, (rows, spans, bytes of a span)."""
-    if plan.octets % 4 == 0:
-        return packed.view(torch.uint32)
-    return packed.view(packed.shape[0], -1, plan.octets * plan.span)
+    """A packed weight as its kernels take it: rows of bytes, or of spans of bytes."""
+    return packed if plan.octets % 4 == 0 else packed.view(packed.shape[0], -1, plan.octets * plan.span)
 
 
 def multiply(x, block, out):
@@ -315,7 +313,8 @@ def row_kernel(bits, length, rows_of=range):
     near = math.gcd(length, LANES)
     far = length // near
 
-    def kernel(words, scale, zero_point, bias, x, out):
+    def kernel(packed, scale, zero_point, bias, x, out):
+        words = packed.view(np.uint32)
         rows, units = words.shape[0], words.shape[1] // words_of_unit
         batch, groups = x.shape[0], scale.shape[1]
         plane, sums = lay_out(x, units, values * parts, bits, values, groups)
@@ -344,7 +343,7 @@ def row_kernel(bits, length, rows_of=range):
                     out[b, r] = total + bias[r] if bias.size else total
 
     matrix = "float32[:,::1]"
-    return kernel, f"(uint32[:,::1], {matrix}, int8[:,::1], float32[::1], {matrix}, {matrix})"
+    return kernel, f"(uint8[:,::1], {matrix}, int8[:,::1], float32[::1], {matrix}, {matrix})"
 
 
 def fill_kernel(bits, length):
@@ -358,7 +357,8 @@ def fill_kernel(bits, length):
     near = math.gcd(length, LANES)
     far = length // near
 
-    def kernel(words, scale, zero_point, out):
+    def kernel(packed, scale, zero_point, out):
+        words = packed.view(np.uint32)
         rows, units = words.shape[0], words.shape[1] // words_of_unit
         groups = scale.shape[1]
         part, zeros = np.empty(units, np.uint32), np.full(groups, -qmin, np.float32)
@@ -378,7 +378,7 @@ def fill_kernel(bits, length):
                         code = np.int32((part[k] >> np.uint32(bits * j)) & np.uint32(mask))
                         out[r, 0, values * p + j, k] = each[k] * (np.float32(code) - zero[k])
 
-    return kernel, "(uint32[:,::1], float32[:,::1], int8[:,::1], float32[:,:,:,::1])"
+    return kernel, "(uint8[:,::1], float32[:,::1], int8[:,::1], float32[:,:,:,::1])"
 
 
 def bytes_row_kernel(bits, span, rows_of=range):

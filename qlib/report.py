@@ -12,7 +12,7 @@ import pandas
 import torch
 import torch.utils._python_dispatch
 import torch.utils._pytree
-import tqdm.auto
+import tqdm
 
 from qlib.scheme import Scheme
 from qlib.tensor import plain_tensors
@@ -277,7 +277,31 @@ def table(rows, digits=4):
 def progress_bar(iterable, label):
     """Iterate with a progress bar that comes up after two seconds and leaves at the end; silent under test."""
     quiet = os.environ.get("QLIB_STRICT") == "1"
-    return tqdm.auto.tqdm(iterable, desc=label, delay=2, leave=False, disable=quiet)
+    where = {"file": CellLine(), "ncols": 80} if in_notebook() and not quiet else {}
+    return tqdm.tqdm(iterable, desc=label, delay=2, leave=False, disable=quiet, **where)
+
+
+class CellLine:
+    """A line of a notebook cell for a progress bar to write on, which leaves nothing in the notebook that is saved.
+
+    A widget would: its cell would differ from the stored one, and a test of the learner's notebook would fail.
+    """
+
+    handle = None
+
+    def write(self, text):
+        shown = text.strip()  # of the "\r" in front, and of the spaces that wipe a line
+        if self.handle is None and not shown:
+            return
+        if self.handle is None:
+            from IPython.display import DisplayHandle
+
+            self.handle = DisplayHandle()
+            self.handle.display({"text/plain": shown}, raw=True)
+        self.handle.update({"text/plain": shown} if shown else {}, raw=True)
+
+    def flush(self):
+        """A file has this; there is nothing to wait for."""
 
 
 def track(iterable, label):

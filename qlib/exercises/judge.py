@@ -347,8 +347,8 @@ def kind(value):
 
 
 def number(value):
-    """A number as a message shows it: a float with as many digits as float32 has."""
-    return f"{value:.7g}" if isinstance(value, float) else rounded(value)
+    """A number as a message shows it: a float with as many digits as float32 has, and no -0."""
+    return f"{value + 0.0:.7g}" if isinstance(value, float) else rounded(value)
 
 
 def short(dtype):

@@ -28,6 +28,8 @@ def weight_of(rows, columns, step=29):
 
 X = torch.tensor([[1.5, -0.3, 20.0, 0.7], [0.4, 1.1, 2.5, -0.9]])
 W = quantize_tensor(torch.tensor([[0.5, -0.2, 0.3, 0.1], [-0.4, 0.6, 0.05, 0.25]]), Scheme(bits=8))
+NEAR = [(0, 3, 5.4), (1, 3, -5.3), (2, 3, 5.2), (1, 7, 3.0)]  # large in all, but not one of them reaches 6
+THREE = spread(3, 8, outliers=[(1, 1, 9.0), (0, 5, -7.0), (2, 6, 8.0), *NEAR])
 MANY = spread(5, 12, outliers=[(3, 4, -31.0), (0, 9, 8.0), (2, 9, 14.0)])
 
 
@@ -47,6 +49,15 @@ def sets_nothing_apart(x, qtensor, threshold=6.0):
 
 def multiplies_all_in_float(x, qtensor, threshold=6.0):
     return x @ qtensor.dequantize().T
+
+
+def multiplies_all_in_float_for_one_outlier(x, qtensor, threshold=6.0):
+    return x @ qtensor.dequantize().T if outliers_of(x, threshold).any() else integer_part(x, qtensor)
+
+
+def multiplies_outliers_as_integers(x, qtensor, threshold=6.0):
+    outlier = outliers_of(x, threshold)
+    return drops_the_outliers(x, qtensor, threshold) + integer_part(x.masked_fill(~outlier, 0.0), qtensor)
 
 
 def drops_the_outliers(x, qtensor, threshold=6.0):
@@ -93,6 +104,15 @@ def looks_at_the_mean(x, qtensor, threshold=6.0):
     return split(x, qtensor, x.abs().mean(0) >= threshold)
 
 
+def looks_at_the_norm(x, qtensor, threshold=6.0):
+    return split(x, qtensor, x.norm(dim=0) >= threshold)
+
+
+def takes_the_largest_column(x, qtensor, threshold=6.0):
+    magnitudes = x.abs().amax(0)
+    return split(x, qtensor, outliers_of(x, threshold) & (magnitudes == magnitudes.max()))
+
+
 def ignores_the_threshold(x, qtensor, threshold=6.0):
     return split(x, qtensor, outliers_of(x, 6.0))
 
@@ -133,7 +153,8 @@ MIXED_MATMUL = Exercise(
     key=mixed_matmul,
     cases=[
         Case("two tokens, an outlier of 20 in column 2, threshold 6", (X, W, 6.0)),
-        Case("an outlier below zero, and threshold 6", (MANY, weight_of(3, 12), 6.0)),
+        Case("three outliers, one of them below zero, and threshold 6", (THREE, weight_of(4, 8), 6.0)),
+        Case("twelve columns, and threshold 6", (MANY, weight_of(3, 12), 6.0)),
         Case("threshold 20", (MANY, weight_of(3, 12), 20.0)),
         Case("a value of exactly 8, and threshold 8", (MANY[:2], weight_of(4, 12), 8.0)),
         Case("no outlier at all", (spread(3, 8), weight_of(2, 8), 6.0)),
@@ -142,6 +163,13 @@ MIXED_MATMUL = Exercise(
     mistakes=[
         Mistake(sets_nothing_apart, "with all columns multiplied as integers"),
         Mistake(multiplies_all_in_float, "with all columns multiplied in float; only those with an outlier are"),
+        Mistake(
+            multiplies_all_in_float_for_one_outlier,
+            "with all columns multiplied in float as soon as one has an outlier; only that one is",
+        ),
+        Mistake(
+            multiplies_outliers_as_integers, "with the outlier columns rounded as well; they are multiplied in float"
+        ),
         Mistake(drops_the_outliers, "with the outlier columns left out; they are multiplied in float, and added"),
         Mistake(
             counts_them_twice,
@@ -154,12 +182,16 @@ MIXED_MATMUL = Exercise(
             "with whole tokens set apart, rows of x; an outlier lies in a column, the same one in many tokens",
         ),
         Mistake(sets_single_values_apart, "with single values set apart; the whole column goes to the float part"),
-        Mistake(forgets_the_sign, "without the magnitude: -31 is an outlier as well"),
+        Mistake(forgets_the_sign, "without the magnitude: -7 is an outlier as well"),
         Mistake(
             wants_more_than_the_threshold, "with more than the threshold asked for; a value that reaches it is one"
         ),
         Mistake(wants_all_tokens, "with all tokens of a column asked for; one that reaches the threshold is enough"),
         Mistake(looks_at_the_mean, "with the mean magnitude of a column; one token is enough"),
+        Mistake(
+            looks_at_the_norm, "with the values of a column taken together; one of them has to reach the threshold"
+        ),
+        Mistake(takes_the_largest_column, "with the largest column alone; all that reach the threshold are outliers"),
         Mistake(ignores_the_threshold, "with 6.0, whatever `threshold` says"),
         Mistake(
             keeps_the_scales,
@@ -232,6 +264,14 @@ def one_power_for_all(weights, x, alpha=0.5):
     return live((x_max(x) / w_max(weights)) ** alpha, weights, x)
 
 
+def forgets_both_powers(weights, x, alpha=0.5):
+    return live(x_max(x) / w_max(weights), weights, x)
+
+
+def forgets_the_activations(weights, x, alpha=0.5):
+    return live(1 / w_max(weights) ** (1 - alpha), weights, x)
+
+
 def forgets_the_weights(weights, x, alpha=0.5):
     return live(x_max(x) ** alpha, weights, x)
 
@@ -243,6 +283,10 @@ def forgets_the_magnitudes(weights, x, alpha=0.5):
 
 def forgets_the_magnitude_of_x(weights, x, alpha=0.5):
     return live(x.amax(0) ** alpha / w_max(weights) ** (1 - alpha), weights, x)
+
+
+def forgets_the_magnitude_of_w(weights, x, alpha=0.5):
+    return live(x_max(x) ** alpha / torch.cat(weights).amax(0) ** (1 - alpha), weights, x)
 
 
 def takes_the_mean_of_x(weights, x, alpha=0.5):
@@ -288,6 +332,14 @@ def clamps_dead_channels(weights, x, alpha=0.5):
     return x_max(x).clamp(min=1e-5) ** alpha / w_max(weights).clamp(min=1e-5) ** (1 - alpha)
 
 
+def clamps_as_the_paper_does(weights, x, alpha=0.5):
+    return (x_max(x) ** alpha / w_max(weights).clamp(min=1e-5) ** (1 - alpha)).clamp(min=1e-5)
+
+
+def leaves_unread_channels(weights, x, alpha=0.5):
+    return torch.where(x_max(x) > 0, leaves_dead_channels(weights, x, alpha), 1.0)
+
+
 def how_scaled(args, index):
     weights, x, *_ = args
     return f"max|X| {x_max(x)[index].item():.4g}, max|W| {w_max(weights)[index].item():.4g}"
@@ -313,9 +365,12 @@ SMOOTHING_SCALE = Exercise(
         Mistake(swaps_x_and_w, "with the weights on top and the activations below"),
         Mistake(forgets_the_second_power, "with the whole max|W| below; it has a power too, 1 - alpha"),
         Mistake(one_power_for_all, "with alpha as the power of both; that of max|W| is 1 - alpha"),
+        Mistake(forgets_both_powers, "with no powers, whatever `alpha` says"),
+        Mistake(forgets_the_activations, "without the activations"),
         Mistake(forgets_the_weights, "without the weights"),
         Mistake(forgets_the_magnitudes, "without magnitudes: the largest value, where the largest magnitude is meant"),
         Mistake(forgets_the_magnitude_of_x, "without the magnitude of the activations: -0.9 reaches further than 0.3"),
+        Mistake(forgets_the_magnitude_of_w, "without the magnitude of the weights: -4 reaches further than 1"),
         Mistake(takes_the_mean_of_x, "with the mean magnitude of the activations; the largest one sets the scale"),
         Mistake(takes_the_mean_of_w, "with the mean magnitude of the weights; the largest one sets the scale"),
         Mistake(looks_at_the_first_weight, "with the first weight only; all that read the input share its scale"),
@@ -329,6 +384,8 @@ SMOOTHING_SCALE = Exercise(
             "with 0 or infinity for a channel that is always 0 or that no weight reads; its scale is 1",
         ),
         Mistake(clamps_dead_channels, "with a tiny number in the place of 0; the scale of such a channel is 1"),
+        Mistake(clamps_as_the_paper_does, "with a tiny number in the place of 0; the scale of such a channel is 1"),
+        Mistake(leaves_unread_channels, "with infinity for a channel that no weight reads; its scale is 1 as well"),
     ],
     hints=[
         "For each channel: how far do the activations reach, over all tokens, and how far do the weights reach, over "
@@ -427,6 +484,16 @@ def floors(weight, factor_row, scale, zero_point, bits):
     return step(weight, factor_row, scale, zero_point, bits, values=values)
 
 
+def cuts_the_fraction_off(weight, factor_row, scale, zero_point, bits):
+    values = (weight[:, 0] / scale + zero_point).clamp(*quant_range(bits)).to(torch.int8)
+    return step(weight, factor_row, scale, zero_point, bits, values=values)
+
+
+def takes_the_error_before_the_clamp(weight, factor_row, scale, zero_point, bits):
+    error = raw_error(weight, scale, zero_point, 8) / factor_row[0]
+    return step(weight, factor_row, scale, zero_point, bits, error=error)
+
+
 def gives_real_numbers(weight, factor_row, scale, zero_point, bits):
     values, error, rest = step(weight, factor_row, scale, zero_point, bits)
     return dequantize(values, scale, zero_point), error, rest
@@ -451,6 +518,18 @@ def keeps_first(weight, factor_row, scale, zero_point, bits):
 def shifts_the_factors(weight, factor_row, scale, zero_point, bits):
     _, error, _ = step(weight, factor_row, scale, zero_point, bits)
     return step(weight, factor_row, scale, zero_point, bits, rest=weight[:, 1:] - error.outer(factor_row[:-1]))
+
+
+def moves_the_next_column_alone(weight, factor_row, scale, zero_point, bits):
+    _, error, rest = step(weight, factor_row, scale, zero_point, bits)
+    return step(
+        weight, factor_row, scale, zero_point, bits, rest=torch.cat([rest[:, :1], weight[:, 2:]], 1)[:, : rest.shape[1]]
+    )
+
+
+def multiplies_element_by_element(weight, factor_row, scale, zero_point, bits):
+    _, error, _ = step(weight, factor_row, scale, zero_point, bits)
+    return step(weight, factor_row, scale, zero_point, bits, rest=weight[:, 1:] - error * factor_row[1:])
 
 
 def spreads_it_evenly(weight, factor_row, scale, zero_point, bits):
@@ -497,11 +576,21 @@ GPTQ_STEP = Exercise(
         Mistake(forgets_the_zero_point, "without the zero point"),
         Mistake(forgets_the_clamp, "with no clamp to the range of `bits`"),
         Mistake(floors, "with floor in place of round"),
+        Mistake(cuts_the_fraction_off, "with the fraction cut off in place of rounded"),
+        Mistake(
+            takes_the_error_before_the_clamp,
+            "with the error taken before the clamp; what a clipped weight loses is an error too",
+        ),
         Mistake(gives_real_numbers, "with real numbers for `values`; they are the integers"),
         Mistake(keeps_the_first_column, "with the first column still in `rest`; it holds those after it"),
         Mistake(drops_the_last_column, "with the last column left out of `rest`; it is the first that goes"),
         Mistake(
             shifts_the_factors, "with each column's factor taken from its neighbour: they begin at `factor_row[1]`"
+        ),
+        Mistake(moves_the_next_column_alone, "with one column moved; all that are to come take their share"),
+        Mistake(
+            multiplies_element_by_element,
+            "with `error` and `factor_row[1:]` multiplied one by one; each error meets each factor, an outer product",
         ),
         Mistake(
             spreads_it_evenly,
@@ -527,7 +616,7 @@ GPTQ_STEP = Exercise(
 
 GRADIENT = torch.tensor([[0.5, -1.0, 2.0, 0.25, -0.75]])
 CLIPPED = torch.tensor([[-1.7, -0.9, 0.2, 0.5, 1.4]])
-FAR_OUT = torch.tensor([[-1.7, -0.9, 0.2, 40.0, 1.4]])
+FAR_OUT = torch.tensor([[-1.7, -0.9, 0.2, 39.0, 1.58]])  # 39 / 0.15 - 3 is 1 for an int8; 1.58 / 0.15 - 3 is 7.53
 PER_ROW = (
     torch.tensor([[0.3, -0.2, 0.9, 0.1], [1.5, 0.4, -0.6, 0.7]]),
     torch.tensor([[-0.35, 0.05, 0.62, 0.93], [4.2, -1.1, 0.3, 2.6]]),
@@ -568,6 +657,33 @@ def does_not_round(gradient, weight, scale, zero_point, bits):
     qmin, qmax = quant_range(bits)
     real = weight / scale + zero_point
     return gradient * ((real >= qmin) & (real <= qmax))
+
+
+def floors_the_number(gradient, weight, scale, zero_point, bits):
+    qmin, qmax = quant_range(bits)
+    integers = torch.floor(weight / scale + zero_point)
+    return gradient * ((integers >= qmin) & (integers <= qmax))
+
+
+def cuts_the_number_off(gradient, weight, scale, zero_point, bits):
+    qmin, qmax = quant_range(bits)
+    integers = (weight / scale + zero_point).to(torch.int32)
+    return gradient * ((integers >= qmin) & (integers <= qmax))
+
+
+def casts_to_int8(gradient, weight, scale, zero_point, bits):
+    qmin, qmax = quant_range(bits)
+    integers = torch.round(weight / scale + zero_point).to(torch.int32).to(torch.int8)
+    return gradient * ((integers >= qmin) & (integers <= qmax))
+
+
+def multiplies_on_the_way(gradient, weight, scale, zero_point, bits):
+    return gradient * inside(weight, 1 / scale, zero_point, bits)
+
+
+def counts_from_zero(gradient, weight, scale, zero_point, bits):
+    integers = torch.round(weight / scale + zero_point)
+    return gradient * ((integers >= 0) & (integers < 2**bits))
 
 
 def compares_the_weight(gradient, weight, scale, zero_point, bits):
@@ -643,7 +759,10 @@ STRAIGHT_THROUGH = Exercise(
         Case("a small scale and 4 bits", (GRADIENT, FAR_OUT, torch.tensor(0.15), torch.tensor(-3), 4)),
     ],
     mistakes=[
-        Mistake(lets_all_through, "with the clipped weights let through too; their gradient is 0"),
+        Mistake(
+            lets_all_through,
+            "with the clipped weights let through too; their gradient is 0 (what `quantize` gives is inside always)",
+        ),
         Mistake(
             stops_all,
             "with the true derivative of rounding, 0 everywhere: then nothing is ever learnt; let it through instead",
@@ -655,6 +774,11 @@ STRAIGHT_THROUGH = Exercise(
             does_not_round,
             "with the unrounded number compared: one that rounds to an end of the range is not clipped",
         ),
+        Mistake(floors_the_number, "with floor in place of round"),
+        Mistake(cuts_the_number_off, "with the fraction cut off in place of rounded"),
+        Mistake(casts_to_int8, "with integers that int8 cannot hold: one far outside turns up inside the range again"),
+        Mistake(multiplies_on_the_way, "with a product with the scale on the way to integers; divide by it"),
+        Mistake(counts_from_zero, "with a range that begins at 0; that of `quant_range(bits)` begins below it"),
         Mistake(compares_the_weight, "with the weight itself compared; it is the integers that have a range"),
         Mistake(ignores_the_zero_point, "without the zero point"),
         Mistake(subtracts_the_zero_point, "with the zero point subtracted; on the way to integers it is added"),
