@@ -332,7 +332,7 @@ def clamps_dead_channels(weights, x, alpha=0.5):
     return x_max(x).clamp(min=1e-5) ** alpha / w_max(weights).clamp(min=1e-5) ** (1 - alpha)
 
 
-def clamps_as_the_paper_does(weights, x, alpha=0.5):
+def clamps_the_scale(weights, x, alpha=0.5):
     return (x_max(x) ** alpha / w_max(weights).clamp(min=1e-5) ** (1 - alpha)).clamp(min=1e-5)
 
 
@@ -384,7 +384,7 @@ SMOOTHING_SCALE = Exercise(
             "with 0 or infinity for a channel that is always 0 or that no weight reads; its scale is 1",
         ),
         Mistake(clamps_dead_channels, "with a tiny number in the place of 0; the scale of such a channel is 1"),
-        Mistake(clamps_as_the_paper_does, "with a tiny number in the place of 0; the scale of such a channel is 1"),
+        Mistake(clamps_the_scale, "with a tiny number in the place of a scale of 0; that of such a channel is 1"),
         Mistake(leaves_unread_channels, "with infinity for a channel that no weight reads; its scale is 1 as well"),
     ],
     hints=[
