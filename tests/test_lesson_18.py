@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import qlib
-from qlib import QLinear, Scheme, plot, quantize_model
+from qlib import QLinear, Scheme, load_quantized, plot, quantize_model
 from qlib.capstone import BUDGET, best_within, in_float32, load_best, load_results, saved_bytes, store_small
 from qlib.exercises import trial
 from qlib.exercises.exercise import all_exercises, asked_for, find_exercise
@@ -164,6 +164,17 @@ def test_more_than_the_best_is_more_than_100_percent():
     task = trial.code_task()
     result = trial.Result(None, 1_700_000, task.best["perplexity"] - 0.1)
     assert "101%" in trial.score_text(task, result) and "You have beaten it." in trial.score_text(task, result)
+
+
+def test_the_stored_best_as_it_lies_on_the_disk_is_no_answer():
+    verdict = attempt(lambda model, tokens, budget: load_quantized(DATA / "capstone"))
+    assert verdict.outcome == INCORRECT and "the model in data/capstone, to the last bit" in verdict.message
+
+
+def test_the_digits_that_a_stored_perplexity_lacks_beat_nothing():
+    task = trial.code_task()
+    result = trial.Result(None, 1_700_000, task.best["perplexity"] - 5e-5)
+    assert "You have beaten it." not in trial.score_text(task, result)
 
 
 def test_what_is_rejected_after_it_was_measured_is_drawn_too():
