@@ -34,6 +34,7 @@ from typing import NamedTuple
 import torch
 
 from qlib.affine import quant_range
+from qlib.report import CellLine, in_notebook
 from qlib.tensor import QTensor
 
 try:
@@ -572,8 +573,9 @@ def compiled(maker, sizes, parallel):
 
 @contextlib.contextmanager
 def word_after(seconds, text):
-    """Print the text if what is inside takes longer; silent under test."""
-    timer = threading.Timer(seconds, print, [text], {"file": sys.stderr})
+    """Show the text if what is inside takes longer, in a notebook only until it is done; silent under test."""
+    line = CellLine() if in_notebook() else sys.stderr
+    timer = threading.Timer(seconds, line.write, [f"{text}\n"])
     timer.daemon = True
     if os.environ.get("QLIB_STRICT") != "1":
         timer.start()
@@ -581,6 +583,8 @@ def word_after(seconds, text):
         yield
     finally:
         timer.cancel()
+        if line is not sys.stderr:
+            line.write("")
 
 
 # The OpenMP pool of a process does not live on in a child that was forked from it: there it is the plain formula.

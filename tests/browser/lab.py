@@ -165,15 +165,14 @@ class LessonPage:
 def kinds(outputs):
     """What each output of a cell is made of, in the stored form: streams merged, without a widget's model."""
     tidy = tidy_outputs([joined(output) for output in outputs], None)
-    # In a fresh copy of the course nothing is compiled yet, and a slow machine says why it takes so long.
-    tidy = [output for output in tidy if not output.get("text", "").startswith("qlib compiles ")]
     return [(output["output_type"], output.get("name"), sorted(output.get("data", ()))) for output in tidy]
 
 
 def is_progress(output):
-    """Whether an output is a bar of tqdm, of which an empty widget is left; on a fast machine none comes up."""
+    """Whether an output is what a progress bar leaves: ours no data, another's an empty widget."""
     data = output.get("data", {})
-    return WIDGET in data and re.search(r"\d%\|", "".join(data.get("text/plain", ""))) is not None
+    widget = WIDGET in data and re.search(r"\d%\|", "".join(data.get("text/plain", ""))) is not None
+    return widget or output.get("data") == {}
 
 
 def joined(output):
