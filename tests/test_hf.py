@@ -165,7 +165,7 @@ def test_a_layer_that_cannot_be_shared_is_named(style, size, message):
 
 
 TWO_PROCESSES = """
-    import json, sys, torch, transformers
+    import json, os, sys, torch, transformers
     import qlib.hf
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
@@ -178,6 +178,8 @@ TWO_PROCESSES = """
     found = {"layer": type(up).__name__, "packed": list(up.packed.shape), "scores": scores[0, -1].tolist()}
     with open(f"{sys.argv[1]}/{rank}.json", "w") as file:  # for what two processes print may end up on one line
         json.dump(found, file)
+    torch.distributed.barrier()  # the first to leave would break the connection of the other
+    os._exit(0)  # gloo's threads now and then abort a process that takes itself down
 """
 
 
@@ -194,7 +196,7 @@ def test_two_processes_share_a_model_under_transformers_tensor_parallelism(tmp_p
         timeout=120,
         cwd=request.config.rootpath,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[:4000]
     with torch.inference_mode():
         expected = model(input_ids=torch.arange(9)[None]).logits[0, -1]
     for rank in (0, 1):
