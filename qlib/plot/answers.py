@@ -8,7 +8,7 @@ import seaborn
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from qlib.plot.picture import Picture, new_figure, significant
+from qlib.plot.picture import Picture, new_figure, significant, told_apart
 
 
 def boxes_on_pictures(pictures, answers, names, truth=None):
@@ -141,9 +141,7 @@ def perplexity_curves(lines, reference, title):
         a Picture.
     """
     figure, axis = new_figure(8, 4.2)
-    for (label, points), colour, marker in zip(
-        lines.items(), seaborn.color_palette("colorblind") * 2, "osD^vP*Xosd^vP*X", strict=False
-    ):
+    for label, points, colour, marker in told_apart(lines):
         style = "--" if "asymmetric" in label else "-"
         axis.plot(*zip(*sorted(points), strict=True), style, marker=marker, color=colour, label=label, markersize=6)
     axis.axhline(reference, color="black", linestyle=":", linewidth=1.2)

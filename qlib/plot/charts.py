@@ -8,7 +8,7 @@ import torch
 
 from qlib.affine import asymmetric_qparams, dequantize, full_range_qparams, quant_range, quantize, symmetric_qparams
 from qlib.observers import percentile_range
-from qlib.plot.picture import Picture, new_figure, points_text, significant
+from qlib.plot.picture import Picture, new_figure, points_text, significant, told_apart
 from qlib.report import frontier, in_units, quantization_error, rounded, sqnr
 
 
@@ -42,9 +42,7 @@ def histogram(groups, title, xlabel, bins=80):
 def curve(lines, title, xlabel, ylabel, logy=False):
     """Lines through points, such as quality over size. `lines` is {label: [(x, y), …]}. Returns a Picture."""
     figure, axis = new_figure(8, 3.6)
-    for (label, points), colour, marker in zip(
-        lines.items(), seaborn.color_palette("colorblind") * 2, "osD^vP*Xosd^vP*X", strict=False
-    ):
+    for label, points, colour, marker in told_apart(lines):
         xs, ys = zip(*sorted(points), strict=True)
         axis.plot(xs, ys, marker=marker, color=colour, label=label)
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log" if logy else "linear")

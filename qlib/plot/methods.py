@@ -11,7 +11,7 @@ from qlib.affine import choose_qparams, dequantize, quant_range, quantize
 from qlib.methods.llm_int8 import integer_part
 from qlib.methods.smoothquant import smoothing_scale
 from qlib.plot.explorers import BLUE, GREY, ORANGE, Explorer, choice, slider, svg
-from qlib.plot.picture import Picture, new_figure, significant
+from qlib.plot.picture import Picture, new_figure, significant, told_apart
 from qlib.report import rounded, sqnr
 from qlib.scheme import Scheme
 from qlib.tensor import quantize_tensor
@@ -287,9 +287,7 @@ def added_perplexity(lines, title):
         a Picture.
     """
     figure, axis = new_figure(8.4, 4)
-    for (label, points), colour, marker in zip(
-        lines.items(), seaborn.color_palette("colorblind") * 2, "osD^vP*Xosd^vP*X", strict=False
-    ):
+    for label, points, colour, marker in told_apart(lines):
         axis.plot(*zip(*sorted(points), strict=True), marker=marker, color=colour, label=label, markersize=7)
     axis.set(title=title, xlabel="true bits a weight", ylabel="perplexity added", yscale="log")
     axis.yaxis.set_major_formatter("{x:g}")

@@ -4,6 +4,7 @@ import base64
 import io
 
 import matplotlib
+import seaborn
 from matplotlib.figure import Figure
 
 from qlib.report import rounded
@@ -50,6 +51,12 @@ def new_figure(width, height, columns=1, rows=1, **options):
     ):
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.subplots(rows, columns, **options)
+
+
+def told_apart(lines):
+    """(label, points, colour, marker) of each line in {label: points}: no two look alike."""
+    looks = zip(seaborn.color_palette("colorblind") * 2, "osD^vP*Xosd^vP*X", strict=False)
+    return [(label, points, *look) for (label, points), look in zip(lines.items(), looks, strict=False)]
 
 
 def significant(number, digits=4):
