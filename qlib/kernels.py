@@ -53,10 +53,8 @@ except ImportError:  # the plain formula does all the work
 
 # Up to this many rows of x for each of two threads meet the packed weight itself; more meet blocks of it, dequantized.
 FEW_ROWS = 8
-# Weights dequantized at a time, 256 rows of 4096: they stay in the cache, and the next ones take the same memory.
-BLOCK_SIZE = 256 * 4096
-# Rows of x that meet a block at a time, in float32.
-SOME_ROWS = 256
+# Weights dequantized at a time, at most: 768 rows of 4096. They stay in the cache, and the next take the same memory.
+BLOCK_SIZE = 768 * 4096
 # Multiplications below which a second thread costs more than it saves.
 ONE_THREAD = 1 << 18
 # Words in a unit, for the widths that are read in whole words.
@@ -65,6 +63,9 @@ WORDS = {4: 1, 3: 3, 2: 1}
 LONGEST_SPAN = 1024
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+# PyTorch's own name for oneDNN's x @ weight.T + bias; PyTorch compiles linear layers to it.
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 # What a kernel takes for None.
 NO_BIAS, NO_ZERO_POINT = torch.empty(0), torch.empty(0, 0, dtype=torch.int8)
@@ -95,6 +96,16 @@ class Plan(NamedTuple):
     span: int
     by_column: bool
     groups: int  # scales in a row
+
+    @property
+    def in_words(self):
+        """Whether units are of whole words; else they are of bytes."""
+        return self.octets % 4 == 0
+
+    @property
+    def one_integer(self):
+        """Whether a row is int8 integers that share one scale, so that the scale can wait until they are multiplied."""
+        return self.bits == 8 and self.groups == 1
 
 
 # ---------------------------------------------------------------- the one place that chooses
@@ -224,61 +235,89 @@ def through_rows(x, packed, scale, zero_point, bias, plan):
     if x.data_ptr() % 4:
         x = x.clone()
     out = torch.empty(x.shape[0], rows)
-    maker, sizes = (
-        (row_kernel, (plan.bits, plan.span // plan.groups))
-        if plan.octets % 4 == 0
-        else (bytes_row_kernel, (plan.bits, plan.span))
-    )
-    run(maker, sizes, x.numel() * rows, units_of(packed, plan), scale, zero_point, bias, x, out)
+    kernel, _, sizes = makers(plan)
+    run(kernel, sizes, x.numel() * rows, units_of(packed, plan), scale, zero_point, bias, x, out)
     return out
 
 
 def through_blocks(x, packed, scale, zero_point, bias, plan):
-    """Multiply many rows of x with the weight, dequantized a block of rows at a time into the same memory.
+    """Multiply many rows of x with the weight, made real a block of rows at a time in the same memory.
 
     A whole float32 weight would not stay in the cache, and memory of its size is mapped and cleared anew at each call.
-    The columns of a block, and of x to match, lie in the order of the kernels' planes: see `fill_kernel`.
     """
     rows, dtype = packed.shape[0], block_dtype(x.dtype)
-    x = x.to(dtype).unflatten(1, (-1, plan.span, plan.values)).transpose(2, 3).flatten(1)
+    x, height = x.to(dtype), block_height(rows, x.shape[1])
+    if plan.one_integer:
+        blocks = integer_blocks(packed, zero_point, height, dtype)
+    else:
+        x = x.unflatten(1, (-1, plan.span, plan.values)).transpose(2, 3).flatten(1)  # as the columns of a block lie
+        blocks = real_blocks(packed, scale, zero_point, plan, height, dtype)
     out = torch.empty(x.shape[0], rows, dtype=dtype)
-    units = units_of(packed, plan)
-    maker, sizes = (
-        (fill_kernel, (plan.bits, plan.span // plan.groups))
-        if plan.octets % 4 == 0
-        else (bytes_fill_kernel, (plan.bits, plan.span))
-    )
-    height = min(rows, max(1, BLOCK_SIZE // x.shape[1]))
-    block = torch.empty(height, x.shape[1] // (plan.values * plan.span), plan.values, plan.span)
-    rounded = block if dtype == torch.float32 else torch.empty_like(block, dtype=dtype)
-    for first in range(0, rows, height):
-        here = slice(first, min(first + height, rows))
+    for first, block in zip(range(0, rows, height), blocks, strict=True):
+        out[:, first : first + height] = product(x.contiguous(), block)
+    if plan.one_integer:
+        out = out * scale.T
+    return out + bias if bias.numel() else out
+
+
+def block_height(rows, columns):
+    """How many rows of a weight make a block, so that all blocks but the last are alike and none is too large."""
+    count = math.ceil(rows * columns / BLOCK_SIZE)
+    return max(1, math.ceil(rows / max(1, count)))
+
+
+def integer_blocks(packed, zero_point, height, dtype):
+    """Rows of a weight without their scales, `height` at a time: int8 integers less their zero points.
+
+    Each block takes the memory of the one before. bfloat16 holds every whole number up to 256, so it loses nothing.
+    """
+    memory = torch.empty(height, packed.shape[1], dtype=dtype)
+    for first in range(0, packed.shape[0], height):
+        codes = packed[first : first + height]
+        block = memory[: codes.shape[0]].copy_((codes ^ 128).view(torch.int8))
+        if zero_point.numel():
+            block -= zero_point[first : first + height]
+        yield block
+
+
+def real_blocks(packed, scale, zero_point, plan, height, dtype):
+    """Rows of a weight, dequantized, `height` at a time.
+
+    Each block takes the memory of the one before. Its columns stand in the order of the kernels' planes: see
+    `fill_kernel`.
+    """
+    _, kernel, sizes = makers(plan)
+    units, columns = units_of(packed, plan), packed.shape[1] // plan.octets * plan.values
+    memory = torch.empty(height, columns // (plan.values * plan.span), plan.values, plan.span)
+    rounded = memory if dtype == torch.float32 else torch.empty_like(memory, dtype=dtype)
+    for first in range(0, packed.shape[0], height):
+        here = slice(first, min(first + height, packed.shape[0]))
         count = here.stop - first
         zeros = zero_point[here] if zero_point.numel() else zero_point
-        # On one thread: after a product PyTorch's own threads keep their cores for a while, in case there is another.
-        run(maker, sizes, 0, units[here], scale[here], zeros, block[:count])
-        if rounded is not block:
-            rounded[:count].copy_(block[:count])
-        multiply(x, rounded[:count].flatten(1), out[:, here])
-    return out + bias if bias.numel() else out
+        run(kernel, sizes, count * columns, units[here], scale[here], zeros, memory[:count])
+        if rounded is not memory:
+            rounded[:count].copy_(memory[:count])
+        yield rounded[:count].flatten(1)
+
+
+def makers(plan):
+    """What makes the kernel for a few rows of x, what makes the one that fills a block, and the sizes for both."""
+    if plan.in_words:
+        return row_kernel, fill_kernel, (plan.bits, plan.span // plan.groups)
+    return bytes_row_kernel, bytes_fill_kernel, (plan.bits, plan.span)
 
 
 def units_of(packed, plan):
     """A packed weight as its kernels take it: rows of bytes, or of spans of bytes."""
-    return packed if plan.octets % 4 == 0 else packed.view(packed.shape[0], -1, plan.octets * plan.span)
+    return packed if plan.in_words else packed.view(packed.shape[0], -1, plan.octets * plan.span)
 
 
-def multiply(x, block, out):
-    """out = x @ block.T, in the order that is fastest: in float32 with the block on the left, some rows of x at a time.
+def product(x, block):
+    """x @ block.T, by oneDNN where PyTorch has it.
 
-    PyTorch's product takes up to a third longer if the block, fresh in the cache of one core, stands on the right.
+    PyTorch itself leaves float32 to another library, MKL on x86, which on some CPUs takes up to 1.4 times as long.
     """
-    if x.dtype != torch.float32:
-        torch.mm(x, block.T, out=out)
-        return
-    product = torch.empty(block.shape[0], min(x.shape[0], SOME_ROWS))
-    for some, result in zip(x.split(SOME_ROWS), out.split(SOME_ROWS)):
-        result.copy_(torch.mm(block, some.T, out=product[:, : some.shape[0]]).T)
+    return ONEDNN(x, block, None, "none", [], "") if ONEDNN else x @ block.T
 
 
 def block_dtype(dtype):
@@ -347,7 +386,7 @@ def row_kernel(bits, length, rows_of=range):
     return kernel, f"(uint8[:,::1], {matrix}, int8[:,::1], float32[::1], {matrix}, {matrix})"
 
 
-def fill_kernel(bits, length):
+def fill_kernel(bits, length, rows_of=range):
     """The kernel that dequantizes packed rows into float32, to the bit as the plain formula does, for whole words.
 
     Value j of unit k goes to [j, k], so that neighbours are written side by side: in a row of the result the columns
@@ -361,23 +400,25 @@ def fill_kernel(bits, length):
     def kernel(packed, scale, zero_point, out):
         words = packed.view(np.uint32)
         rows, units = words.shape[0], words.shape[1] // words_of_unit
-        groups = scale.shape[1]
-        part, zeros = np.empty(units, np.uint32), np.full(groups, -qmin, np.float32)
-        some, each, zero = np.empty(groups * far, np.float32), np.empty(units, np.float32), np.empty(units, np.float32)
-        spread(zeros, far, near, some, zero)
-        for r in range(rows):
-            spread(scale[r], far, near, some, each)
-            if zero_point.size:
-                for g in range(groups):
-                    zeros[g] = zero_point[r, g] - qmin
-                spread(zeros, far, near, some, zero)
-            for p in range(parts):
-                for k in range(units):
-                    part[k] = part_of_unit(words, r, words_of_unit * k, p)
-                for j in range(values):
+        groups, chunks = scale.shape[1], min(rows, 16)
+        for c in rows_of(chunks):
+            part, zeros = np.empty(units, np.uint32), np.full(groups, -qmin, np.float32)
+            some, each = np.empty(groups * far, np.float32), np.empty(units, np.float32)
+            zero = np.empty_like(each)
+            spread(zeros, far, near, some, zero)
+            for r in range(c * rows // chunks, (c + 1) * rows // chunks):
+                spread(scale[r], far, near, some, each)
+                if zero_point.size:
+                    for g in range(groups):
+                        zeros[g] = zero_point[r, g] - qmin
+                    spread(zeros, far, near, some, zero)
+                for p in range(parts):
                     for k in range(units):
-                        code = np.int32((part[k] >> np.uint32(bits * j)) & np.uint32(mask))
-                        out[r, 0, values * p + j, k] = each[k] * (np.float32(code) - zero[k])
+                        part[k] = part_of_unit(words, r, words_of_unit * k, p)
+                    for j in range(values):
+                        for k in range(units):
+                            code = np.int32((part[k] >> np.uint32(bits * j)) & np.uint32(mask))
+                            out[r, 0, values * p + j, k] = each[k] * (np.float32(code) - zero[k])
 
     return kernel, "(uint8[:,::1], float32[:,::1], int8[:,::1], float32[:,:,:,::1])"
 
@@ -427,14 +468,14 @@ def bytes_row_kernel(bits, span, rows_of=range):
     return kernel, f"(uint8[:,:,::1], {matrix}, int8[:,::1], float32[::1], {matrix}, {matrix})"
 
 
-def bytes_fill_kernel(bits, span):
+def bytes_fill_kernel(bits, span, rows_of=range):
     """What `fill_kernel` is where units are of bytes: value j of unit k of span s goes to [s, j, k]."""
     values, octets, mask, qmin = 8 // math.gcd(bits, 8), bits // math.gcd(bits, 8), 2**bits - 1, quant_range(bits)[0]
 
     def kernel(packed, scale, zero_point, out):
         rows, spans, _ = packed.shape
         step = min(scale.shape[1] - 1, 1)
-        for r in range(rows):
+        for r in rows_of(rows):
             for s in range(spans):
                 one = scale[r, s * step]
                 zero = np.float32((zero_point[r, s * step] if zero_point.size else 0) - qmin)
@@ -537,11 +578,13 @@ def run(maker, sizes, work, *tensors):
     with POOL:
         start_pool()
         before = numba.get_num_threads()
-        numba.set_num_threads(threads)
+        if before != threads:
+            numba.set_num_threads(threads)
         try:
             kernel(*arrays)
         finally:
-            numba.set_num_threads(before)
+            if before != threads:
+                numba.set_num_threads(before)
 
 
 @functools.cache

@@ -93,8 +93,9 @@ class QLinear(torch.nn.Module):
 
     def forward(self, x):
         """x: (..., in_features) of a floating dtype; returns (..., out_features) of the same dtype."""
-        weight = (self.packed, self.scale, self.zero_point)
-        return kernels.linear(x, weight, self.bias, self.scheme, self.in_features, self.plan)
+        kept = self._buffers  # to ask the module for each takes as long as the arithmetic of a small layer
+        weight = (kept["packed"], kept["scale"], kept["zero_point"])
+        return kernels.linear(x, weight, kept["bias"], self.scheme, self.in_features, self.plan)
 
     def _apply(self, fn, recurse=True):
         """Follow the model to another device or dtype, but keep the dtypes of the scales and the zero points."""

@@ -21,6 +21,7 @@ numba = pytest.importorskip("numba")
 # One scheme for each width and each kind of scale. They share spans, for each length of span compiles a kernel.
 SCHEMES = [
     Scheme(8),
+    Scheme(8, symmetric=False),
     Scheme(8, symmetric=False, axis=1),
     Scheme(4, symmetric=False, group_size=32),
     Scheme(4, axis=None),
@@ -177,6 +178,21 @@ def test_blocks_hold_to_the_bit_what_the_formula_dequantizes(monkeypatch):
         assert_right(quantized, inputs(20, 256))
 
 
+@EACH_SCHEME
+def test_where_pytorch_has_no_onednn_its_own_product_does_it(scheme, monkeypatch):
+    quantized, x = layer(scheme), inputs(17, 256)
+    product = kernels.product(x, quantized.weight)
+    monkeypatch.setattr(kernels, "ONEDNN", None)
+    assert torch.allclose(kernels.product(x, quantized.weight), product, rtol=1e-4, atol=1e-3)
+    assert_right(quantized, x)
+
+
+def test_a_layer_without_outputs():
+    quantized = QLinear(256, 0, Scheme(4, group_size=32))
+    for rows in (1, 17):
+        assert quantized(inputs(rows, 256)).shape == (rows, 0)
+
+
 def test_nan_and_infinity_do_not_get_lost():
     quantized = layer(Scheme(4, symmetric=False, group_size=32))
     for rows in (1, 17):
@@ -330,7 +346,7 @@ def test_a_slow_compile_says_so_unless_under_test(monkeypatch, capsys):
 def test_the_kernels_are_right_with_the_vectors_of_any_cpu():
     code = (
         "import tests.test_kernels as t\n"
-        "for scheme in (t.SCHEMES[2], t.SCHEMES[4]):\n"
+        "for scheme in (t.SCHEMES[3], t.SCHEMES[5]):\n"
         "    for rows in (1, 17): t.assert_right(t.layer(scheme), t.inputs(rows, 256))\n"
         "assert t.kernels.compiled.cache_info().currsize >= 4\n"
     )
