@@ -148,12 +148,15 @@ def bitsandbytes_nf4(dtype):
 
 
 class OnnxLayer(nn.Module):
-    """onnxruntime's MatMulNBits as a layer; it multiplies with int8 activations (accuracy level 4), its fastest way."""
+    """onnxruntime's MatMulNBits as a layer.
 
-    def __init__(self, layer, bits):
+    Its accuracy level 1 multiplies float32 activations; level 4, its fastest, rounds them to int8 first.
+    """
+
+    def __init__(self, layer, bits, accuracy_level):
         super().__init__()
         self.bias = layer.bias
-        self.start(onnx_matmul(layer.weight.detach(), bits))
+        self.start(onnx_matmul(layer.weight.detach(), bits, accuracy_level))
 
     def start(self, model):
         import onnxruntime
@@ -177,7 +180,7 @@ class OnnxLayer(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def onnx_matmul(weight, bits):
+def onnx_matmul(weight, bits, accuracy_level):
     """The bytes of an ONNX model that multiplies (batch, inputs) with a weight of shape (outputs, inputs)."""
     import numpy as np
     import onnxruntime.capi._pybind_state as state
@@ -192,7 +195,7 @@ def onnx_matmul(weight, bits):
     quantize = getattr(state, f"quantize_matmul_{bits}bits")
     quantize(packed, columns, scale, zero_point, GROUP, outputs, inputs, False)
     parts = {"packed": packed, "scale": scale, "zero_point": zero_point}
-    sizes = {"K": inputs, "N": outputs, "bits": bits, "block_size": GROUP, "accuracy_level": 4}
+    sizes = {"K": inputs, "N": outputs, "bits": bits, "block_size": GROUP, "accuracy_level": accuracy_level}
     node = helper.make_node("MatMulNBits", ["x", *parts], ["y"], domain="com.microsoft", **sizes)
     graph = helper.make_graph(
         [node],
@@ -205,8 +208,8 @@ def onnx_matmul(weight, bits):
     return helper.make_model(graph, opset_imports=imports, ir_version=10).SerializeToString()
 
 
-def onnxruntime(bits):
-    return lambda model: replace_layers(model, lambda layer: OnnxLayer(layer, bits))
+def onnxruntime(bits, accuracy_level):
+    return lambda model: replace_layers(model, lambda layer: OnnxLayer(layer, bits, accuracy_level))
 
 
 # ---------------------------------------------------------------- all of them
@@ -245,5 +248,9 @@ WAYS = [
     Way("bitsandbytes int8", 8, F32, bitsandbytes_int8, "bitsandbytes"),
     Way("bitsandbytes NF4", 4, F32, bitsandbytes_nf4(F32), "bitsandbytes"),
     Way("bitsandbytes NF4, bfloat16", 4, BF16, bitsandbytes_nf4(BF16), "bitsandbytes"),
-    *[Way(f"onnxruntime {bits}-bit", bits, F32, onnxruntime(bits), "onnxruntime", False) for bits in (8, 4, 2)],
+    *[
+        Way(f"onnxruntime {bits}-bit{name}", bits, F32, onnxruntime(bits, level), "onnxruntime", whole_model=False)
+        for level, name in ((1, ""), (4, ", int8 activations"))
+        for bits in (8, 4, 2)
+    ],
 ]

@@ -79,9 +79,6 @@ LANES = 8
 # Sums may change their order and products be fused into them; NaN and infinity keep their meaning.
 FASTMATH = {"reassoc", "contract", "nsz"}
 
-# The simplest of Numba's thread pools serves one caller at a time.
-POOL = threading.Lock()
-
 
 class Plan(NamedTuple):
     """How the kernels read the weights of one scheme and one number of inputs: see `plan_for`.
@@ -128,7 +125,7 @@ def linear(x, qtensor_parts, bias, scheme, in_features, plan):
         return plain_linear(x, *qtensor_parts, bias, scheme, in_features)
     packed, scale, zero_point = qtensor_parts
     rows, batch = packed.shape[0], x.numel() // in_features
-    flat, lift = x.detach().reshape(batch, in_features), None
+    flat, lift = x.reshape(batch, in_features), None
     if plan.by_column:
         flat, lift = fold_columns(flat, scale, zero_point)
         scale, zero_point = torch.ones(rows, 1), None
@@ -137,8 +134,8 @@ def linear(x, qtensor_parts, bias, scheme, in_features, plan):
     bias = NO_BIAS if bias is None else bias.float()
     zero_point = NO_ZERO_POINT if zero_point is None else zero_point
     few = batch <= FEW_ROWS * min(torch.get_num_threads(), 2)
-    product = through_rows if few else through_blocks
-    out = product(flat, packed, scale, zero_point, bias, plan)
+    way = through_rows if few else through_blocks
+    out = way(flat, packed, scale, zero_point, bias, plan)
     if lift is not None:
         out += lift
     return out.to(x.dtype).reshape(*x.shape[:-1], rows)
@@ -567,7 +564,7 @@ def part_of_unit(words, r, first, p):
 
 def run(maker, sizes, work, *tensors):
     """Run a kernel on tensors, on as many threads as PyTorch uses; on one if there is little to multiply."""
-    threads = 1 if work < ONE_THREAD else min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    threads = 1 if work < ONE_THREAD else min(torch.get_num_threads(), threads_in_pool())
     kernel, arrays = (
         compiled(maker, sizes, threads > 1),
         [(tensor.detach() if tensor.requires_grad else tensor).numpy() for tensor in tensors],
@@ -575,25 +572,28 @@ def run(maker, sizes, work, *tensors):
     if threads == 1:
         kernel(*arrays)
         return
-    with POOL:
-        start_pool()
-        before = numba.get_num_threads()
+    before = numba.get_num_threads()
+    if before != threads:
+        numba.set_num_threads(threads)
+    try:
+        kernel(*arrays)
+    finally:
         if before != threads:
-            numba.set_num_threads(threads)
-        try:
-            kernel(*arrays)
-        finally:
-            if before != threads:
-                numba.set_num_threads(before)
+            numba.set_num_threads(before)
 
 
 @functools.cache
-def start_pool():
-    """Start Numba's threads. That sets the number of PyTorch's to that of the cores, so it is put back."""
+def threads_in_pool():
+    """How many of Numba's threads are worth using; the first call starts them.
+
+    Where there is neither OpenMP nor TBB they belong to a simple pool of Numba's own, which serves one caller at a time
+    and takes longer to wake them than they save: there one thread does it all.
+    """
     before = torch.get_num_threads()
-    numba.get_num_threads()
+    numba.get_num_threads()  # which starts them, and sets the number of PyTorch's to that of the cores
     if torch.get_num_threads() != before:
         torch.set_num_threads(before)
+    return 1 if numba.threading_layer() == "workqueue" else numba.config.NUMBA_NUM_THREADS
 
 
 @functools.cache

@@ -396,12 +396,28 @@ def test_starting_numbas_threads_leaves_pytorchs_number_as_it_is():
         import numba, torch
         torch.set_num_threads(1)
         from qlib import kernels
-        kernels.start_pool()
+        kernels.threads_in_pool()
         assert numba.get_num_threads() == numba.config.NUMBA_NUM_THREADS
         assert torch.get_num_threads() == 1, torch.get_num_threads()
     """
+    run_alone(script)
+
+
+def test_one_thread_does_it_where_numba_has_only_its_simplest_pool():
+    script = """
+        import torch
+        import tests.test_kernels as t
+        torch.set_num_threads(2)
+        assert t.kernels.threads_in_pool() == 1
+        t.kernels.ONE_THREAD = 0
+        t.assert_right(t.layer(t.Scheme(8)), t.inputs(1, 256))
+    """
+    run_alone(script, NUMBA_THREADING_LAYER="workqueue")
+
+
+def run_alone(script, **settings):
+    """Run a script in a process of its own, with as many threads as there are cores."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP", "NUMBA"))}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, env=environment
-    )
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment | settings)
     assert done.returncode == 0, done.stderr
