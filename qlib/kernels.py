@@ -187,6 +187,7 @@ def fits(x, packed, scale, zero_point, bias, in_features, plan):
         and is_plain(x)
         and is_plain(packed, torch.uint8)
         and packed.shape[1] * plan.values == in_features * plan.octets
+        and packed.shape[0] > 0
         and is_plain(scale, torch.float32)
         and (scale.shape == qparam_shape or scale.ndim == 0)
         and (zero_point is None or (is_plain(zero_point, torch.int8) and zero_point.shape == scale.shape))
@@ -242,25 +243,24 @@ def through_blocks(x, packed, scale, zero_point, bias, plan):
 
     A whole float32 weight would not stay in the cache, and memory of its size is mapped and cleared anew at each call.
     """
-    rows, dtype = packed.shape[0], block_dtype(x.dtype)
-    x, height = x.to(dtype), block_height(rows, x.shape[1])
+    dtype, height = block_dtype(x.dtype), block_height(packed.shape[0], x.shape[1])
+    x = x.to(dtype)
     if plan.one_integer:
         blocks = integer_blocks(packed, zero_point, height, dtype)
     else:
         x = x.unflatten(1, (-1, plan.span, plan.values)).transpose(2, 3).flatten(1)  # as the columns of a block lie
         blocks = real_blocks(packed, scale, zero_point, plan, height, dtype)
-    out = torch.empty(x.shape[0], rows, dtype=dtype)
-    for first, block in zip(range(0, rows, height), blocks, strict=True):
-        out[:, first : first + height] = product(x.contiguous(), block)
+    x = x.contiguous()
+    products = [product(x, block) for block in blocks]
+    out = products[0] if len(products) == 1 else torch.cat(products, dim=1)
     if plan.one_integer:
-        out = out * scale.T
+        out *= scale.T
     return out + bias if bias.numel() else out
 
 
 def block_height(rows, columns):
     """How many rows of a weight make a block, so that all blocks but the last are alike and none is too large."""
-    count = math.ceil(rows * columns / BLOCK_SIZE)
-    return max(1, math.ceil(rows / max(1, count)))
+    return math.ceil(rows / math.ceil(rows * columns / BLOCK_SIZE))
 
 
 def integer_blocks(packed, zero_point, height, dtype):
