@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+import zmq
 from jupyter_server.serverapp import ServerApp
 from jupyterlab.labapp import LabApp
 
@@ -32,9 +33,15 @@ def has_window(platform=sys.platform, environment=os.environ):
     return platform != "linux" or bool(environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY"))
 
 
+def encryption(possible):
+    """A kernel and the server talk over TCP: in cipher where ZeroMQ can, else the kernel warns in the terminal."""
+    return f"--MappingKernelManager.transport_encryption={'auto' if possible else 'disabled'}"
+
+
 if __name__ == "__main__":
     LabApp.serverapp_class = OneLineServer
     quietly = ["--log-level=ERROR", "--LabApp.log_level=ERROR"]
     # What lies there keeps JupyterLab from asking whether it may fetch news.
     quietly += [f"--LabApp.app_settings_dir={Path(__file__).with_name('lab_settings')}"]
-    LabApp.launch_instance([*quietly, *([] if has_window() else ["--no-browser"]), *sys.argv[1:]])
+    window = [] if has_window() else ["--no-browser"]
+    LabApp.launch_instance([*quietly, encryption(zmq.has("curve")), *window, *sys.argv[1:]])

@@ -19,6 +19,7 @@ import nbformat
 import packaging.markers
 import packaging.utils
 import pytest
+from jupyter_client import BlockingKernelClient
 from jupyterlab_server.config import get_page_config
 
 ROOT = Path(__file__).parents[1]
@@ -115,31 +116,78 @@ def taken_port():
         yield other.getsockname()[1]
 
 
-def test_lab_says_in_one_line_where_it_listens_and_opens_the_browser(tmp_path, taken_port):
+@pytest.fixture
+def start_lab(tmp_path):
+    """Starts scripts/lab.py as one's first JupyterLab ever; what it says goes to the file `said`."""
+    own = {name: str(tmp_path) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+    started = []
+
+    def start(*arguments, **environment):
+        command = [sys.executable, "scripts/lab.py", "notebooks/00_start_here.ipynb", "--ServerApp.ip=127.0.0.1"]
+        command += [*arguments, *(["--allow-root"] if os.getuid() == 0 else [])]
+        with open(tmp_path / "said", "w") as said:
+            started.append(
+                subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | own | environment, stdout=said, stderr=said)
+            )
+        return started[-1]
+
+    yield start
+    for lab in started:
+        lab.terminate()
+        lab.wait(20)
+
+
+def wait_until(true, lab, seconds=60):
+    """Or until the lab has ended."""
+    for _ in range(10 * seconds):
+        if true() or lab.poll() is not None:
+            break
+        time.sleep(0.1)
+
+
+def answers(url):
+    try:
+        return urllib.request.urlopen(url, timeout=20).status == 200
+    except OSError:
+        return False
+
+
+def test_lab_says_in_one_line_where_it_listens_and_opens_the_browser(tmp_path, taken_port, start_lab):
     browser = tmp_path / "browser"
     browser.write_text(f"#!/bin/sh\necho \"$1\" >'{tmp_path}/opened'\n")
     browser.chmod(0o755)
-    own = {name: str(tmp_path) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
-    own |= {"DISPLAY": ":0", "BROWSER": f"{browser} %s"}
-    command = [sys.executable, "scripts/lab.py", "notebooks/00_start_here.ipynb", "--ServerApp.ip=127.0.0.1"]
-    command += [f"--port={taken_port}", *(["--allow-root"] if os.getuid() == 0 else [])]
-    with open(tmp_path / "said", "w") as said:
-        lab = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | own, stdout=said, stderr=said)
-    try:
-        for _ in range(600):
-            if (tmp_path / "opened").exists() or lab.poll() is not None:
-                break
-            time.sleep(0.1)
-        (line,) = (tmp_path / "said").read_text().splitlines()
-        url = re.fullmatch(r"JupyterLab listens at (\S+) \(Ctrl-C twice stops it\)\.", line)[1]
-        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/lab/tree/00_start_here\.ipynb\?token=\w+", url)
-        assert f":{taken_port}/" not in url
-        assert urllib.request.urlopen(url, timeout=20).status == 200
-        assert (tmp_path / "opened").read_text().startswith("file:")  # from where it goes on, the token kept private
-        assert (tmp_path / "said").read_text().count("\n") == 1
-    finally:
-        lab.terminate()
-        lab.wait(20)
+    lab = start_lab(f"--port={taken_port}", DISPLAY=":0", BROWSER=f"{browser} %s")
+    wait_until((tmp_path / "opened").exists, lab)
+    (line,) = (tmp_path / "said").read_text().splitlines()
+    url = re.fullmatch(r"JupyterLab listens at (\S+) \(Ctrl-C twice stops it\)\.", line)[1]
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/lab/tree/00_start_here\.ipynb\?token=\w+", url)
+    assert f":{taken_port}/" not in url
+    assert answers(url)
+    assert (tmp_path / "opened").read_text().startswith("file:")  # from where it goes on, the token kept private
+    assert (tmp_path / "said").read_text().count("\n") == 1
+
+
+def test_lab_speaks_with_a_kernel_in_cipher_so_that_it_warns_of_nothing(tmp_path, start_lab):
+    lab = start_lab("--no-browser")
+    wait_until((tmp_path / "said").read_text, lab)
+    url = re.search(r"http://\S+", (tmp_path / "said").read_text())[0]
+    wait_until(lambda: answers(url), lab)  # a moment after it has said so
+    kernels = url.replace("/lab/tree/00_start_here.ipynb", "/api/kernels")
+    urllib.request.urlopen(kernels, data=b"{}", timeout=20)  # starts one
+    (connection,) = tmp_path.glob("kernel-*.json")
+    assert "curve_publickey" in json.loads(connection.read_text())
+    kernel = BlockingKernelClient(connection_file=str(connection))
+    kernel.load_connection_file()
+    kernel.start_channels()
+    assert kernel.kernel_info(reply=True, timeout=60)["content"]["status"] == "ok"
+    kernel.stop_channels()
+    assert (tmp_path / "said").read_text().count("\n") == 1
+
+
+def test_lab_starts_kernels_also_where_there_is_no_cipher():
+    lab = load_script("lab")
+    assert lab.encryption(possible=True) == "--MappingKernelManager.transport_encryption=auto"
+    assert lab.encryption(possible=False) == "--MappingKernelManager.transport_encryption=disabled"
 
 
 def test_lab_opens_no_browser_where_there_is_no_screen():
