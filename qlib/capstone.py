@@ -25,7 +25,7 @@ SLACK = 1000  # bytes: the header of the file is a little longer where its numbe
 
 
 def compress(model, tokens, budget):
-    """Quantize a language model so that its saved folder keeps to a budget of bytes, and its perplexity low.
+    """Quantize a language model: keep its saved file to a budget of bytes, and its perplexity low.
 
     Every layer gets 2 bits; those that would suffer most for each byte get 3, for as long as the budget lasts. GPTQ
     rounds them, and what is left in floats is stored as small as it can be.

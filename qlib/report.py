@@ -386,7 +386,8 @@ class Report:
         )
 
     def _repr_html_(self):
-        return f"<p>{html.escape(repr(self).splitlines()[0])}</p>{self.table._repr_html_()}"
+        rows = re.sub(r"(?<=\d) (?=(bytes|[kMGT]B)<)", "&nbsp;", self.table._repr_html_())  # a size stays on one line
+        return f"<p>{html.escape(repr(self).splitlines()[0])}</p>{rows}"
 
 
 def quantized_layer(name, bytes_before, qtensor, ratio):

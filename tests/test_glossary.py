@@ -94,6 +94,12 @@ def test_both_indexes_list_every_term_once_and_sorted():
     assert index("索引") == sorted(in_chinese, key=lambda pair: pair[0].translate(BY_SOUND).encode("gb18030"))
 
 
+def test_the_chinese_index_has_a_line_for_each_letter_that_a_sound_begins_with():
+    cell = next(cell.source for cell in committed(GLOSSARY).cells if cell.source.startswith("## 索引\n"))
+    letters = [re.match(r"\*\*(A–Z|[A-Z])\*\* \[", line).group(1) for line in cell.split("\n\n")[1:]]
+    assert letters[0] == "A–Z" and letters[1:] == sorted(set(letters[1:]))
+
+
 def test_no_two_terms_have_one_name_in_chinese():
     names = [chinese_name(entry).split("（")[0] for entry in entries()]
     assert len(set(names)) == len(names)

@@ -348,7 +348,7 @@ def test_the_picture_of_bits_says_what_each_field_says():
         "Bits as they are stored (sign, exponent and fraction). float32 -6.5 is 1 10000001 10100000000000000000000."
     )
     words = words_in(picture)
-    assert words[0] == "float32\n-6.5"
+    assert words[0] == "float32  -6.5"
     assert "".join(words[1:33]) == bit_string(torch.tensor(-6.5))
     assert words[33:] == ["−", "$2^{129-127}$", "1.625"]
 

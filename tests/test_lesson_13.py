@@ -223,7 +223,8 @@ def test_a_streamed_load_peaks_near_the_file_and_a_naive_one_near_the_float_mode
 def test_the_picture_of_peaks_says_only_what_does_not_vary():
     files = {"the large file": 268_000_000, "the small file": 38_800_000}
     good = repr(plot.peak_bars({"whole": 541_000_000, "in\nparts": 42_000_000}, files, "Peaks"))
-    assert good.endswith("In order, whole > in parts: True. The last below a quarter of the first: True.")
+    ends = "the most to the least: whole; in parts. The least is {}less than a quarter of the most."
+    assert good.endswith(". From " + ends.format(""))
     assert good == repr(plot.peak_bars({"whole": 500_000_000, "in\nparts": 57_000_000}, files, "Peaks"))
     bad = repr(plot.peak_bars({"whole": 42_000_000, "in\nparts": 54_000_000}, files, "Peaks"))
-    assert bad.endswith("In order, whole > in parts: False. The last below a quarter of the first: False.")
+    assert bad.endswith(". NOT from " + ends.format("NOT "))

@@ -146,7 +146,7 @@ def test_the_bars_of_files_are_as_long_as_their_parts():
     picture = plot.file_parts(
         {"a": {"weights": 100, "header": 20}, "b": {"weights": 50, "header": 20}}, {"a": 90, "b": 50}
     )
-    assert "a: 120, of which weights 100, header 20; at least 90. b: 70," in picture.caption
+    assert "what is not weights is header. a: 120, of which weights 100, at least 90; b: 70," in picture.caption
     (axis,) = picture.figure.axes
     assert [round(bar.get_width()) for bar in axis.patches] == [100, 20, 50, 20]
 

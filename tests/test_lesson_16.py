@@ -137,7 +137,7 @@ def test_the_row_is_drawn_from_bytes_to_the_sum():
         4,
         torch.tensor([1.0, 2.0, -1.0, 0.5, 0.0, 2.0, -2.0, 1.0]),
     )
-    assert "weights: s (q - z) 0, -0.5, 1, 0.5, 0, -0.25, -0.125, 0.125" in picture.caption
+    assert "weights, s (q - z): 0, -0.5, 1, 0.5, 0, -0.25, -0.125, 0.125" in picture.caption
     assert picture.caption.endswith("Sum: -1.875.")
 
 

@@ -138,6 +138,7 @@ def test_the_quiz_explains_every_answer(lesson):
         assert sum(explanation.startswith("Right") for _, explanation in options) == 1
         assert all(explanation.startswith(("Right", "Not quite")) for _, explanation in options)
         assert all(len(explanation) > 25 for _, explanation in options)
+        assert not any("`" in words for option in options for words in option), "in HTML it would stay a backtick"
 
 
 @each_lesson

@@ -1,7 +1,6 @@
 """Pictures draw their data and say what they draw: a caption that were wrong would differ from the data."""
 
 import base64
-import itertools
 import re
 
 import matplotlib.image
@@ -96,11 +95,13 @@ def test_the_panels_share_a_layout():
     picture = quantized_picture(torch.linspace(-1, 1, 70 * 100).reshape(70, 100) ** 3)
     picture.figure.draw_without_rendering()
     axes = panels(picture).values()
-    places = [axis.get_position() for axis in axes]
-    for place in places:
-        assert (place.y0, place.y1) == pytest.approx((places[0].y0, places[0].y1), abs=1e-6)
-        assert place.width == pytest.approx(places[0].width, rel=1e-2)
-    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(places))
+    first, second, third, fourth = (axis.get_position() for axis in axes)
+    for left, right in ((first, second), (third, fourth)):
+        assert (left.y0, left.y1) == pytest.approx((right.y0, right.y1), abs=1e-6)
+        assert left.x1 < right.x0
+    for upper, lower in ((first, third), (second, fourth)):
+        assert upper.width == pytest.approx(lower.width, rel=1e-2)
+        assert lower.y1 < upper.y0
     assert len({drawn(axis).shape for axis in axes}) == len({box(axis) for axis in axes}) == 1
 
 

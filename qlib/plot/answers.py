@@ -121,12 +121,13 @@ class Completions:
             )
             verdict = "" if text is first else "the same" if text == first else "differs from the colour on"
             head = f"<b>{html.escape(label)}</b>" + (f" <i>{verdict}</i>" if verdict else "")
-            pre = f'<pre style="margin: 2px 0 0 0; white-space: pre-wrap; font-family: monospace;">{body}</pre>'
+            wrap = "white-space: pre-wrap; word-break: normal; overflow-wrap: anywhere;"  # not within a word
+            pre = f'<pre style="margin: 2px 0 0 0; {wrap} font-family: monospace;">{body}</pre>'
             cells.append(
-                f'<div style="border-left: 3px solid #8a8f98; padding: 2px 10px; min-width: 22em; flex: 1 1 22em;">'
+                '<div style="border-left: 3px solid #8a8f98; padding: 2px 0 2px 6px; min-width: 22em; flex: 1 1 22em;">'
                 f"{head}{pre}</div>"
             )
-        return f'<div style="display: flex; flex-wrap: wrap; gap: 12px;">{"".join(cells)}</div>'
+        return f'<div style="display: flex; flex-wrap: wrap; gap: 8px;">{"".join(cells)}</div>'
 
 
 def perplexity_curves(lines, reference, title):
@@ -187,13 +188,16 @@ def damage_bars(damage, title, ylabel, named=4):
         ticks.setdefault(block, []).append(x)
         axis.bar(x, value, color=colours[kind_of(name)], width=0.9)
         if name in worst:
-            axis.annotate(short_name(name), (x, value), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+            style = {"ha": "center", "rotation": 90, "fontsize": 9}  # upright, to stay off the bar beside it
+            axis.annotate(short_name(name), (x, value), (0, 3), textcoords="offset points", **style)
         last = block
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set(title=title, ylabel=ylabel, xticks=[np.mean(places) for places in ticks.values()])
     axis.set_xticklabels([f"block {block}" if block.isdigit() else block for block in ticks])
     axis.tick_params(axis="x", length=0)
-    axis.margins(x=0.01, y=0.08)
+    axis.margins(x=0.01, y=0.04)
+    bottom, top = axis.get_ylim()
+    axis.set_ylim(top=top + 0.15 * (top - bottom))  # room for the upright names
     handles = [Rectangle((0, 0), 1, 1, facecolor=colours[kind]) for kind in kinds]
     axis.legend(handles, [kind.removesuffix("_proj") for kind in kinds], fontsize=9, ncols=2, frameon=False)
     parts = ", ".join(f"{name} {significant(damage[name], 2)}" for name in worst)

@@ -196,20 +196,20 @@ def word_layouts(layouts, shape=(8, 32)):
         corner.set_xticks(np.arange(-0.5, inputs), minor=True)
         corner.set_yticks(np.arange(-0.5, outputs), minor=True)
         corner.grid(which="minor", color="white", linewidth=0.8)
-        corner.tick_params(which="both", length=0, labelsize=7)
+        corner.tick_params(which="both", length=0, labelsize=8)
         corner.set(xticks=range(0, inputs, 8), yticks=[0, outputs - 1])
         corner.tick_params(labelbottom=corner is axes[-1][0])
         corner.spines[["left", "bottom"]].set_visible(False)
         corner.set_title(label, loc="left", fontsize=10)
-        corner.set_ylabel("output", fontsize=7)
+        corner.set_ylabel("output", fontsize=8)
         for index, (output, input) in enumerate(places):
             left = len(places) - 1 - index
             face = (*COLOURS[index % len(COLOURS)], 0.5)
             word.add_patch(Rectangle((left, 0), 1, 0.6, facecolor=face, edgecolor="black", linewidth=0.8))
-            word.text(left + 0.5, 0.3, f"{output},{input}", ha="center", va="center", fontsize=8)
+            word.text(left + 0.5, 0.3, f"{output},{input}", ha="center", va="center", fontsize=9)
         word.set(xlim=(-0.1, len(places) + 0.1), ylim=(1.1, -0.5))
         word.axis("off")
-    axes[-1][0].set_xlabel("input", fontsize=7)
+    axes[-1][0].set_xlabel("input", fontsize=8)
     axes[0][1].set_title("the word: highest bits on the left", fontsize=9)
     parts = []
     for label, places in layouts.items():
@@ -244,11 +244,12 @@ def file_parts(files, minima):
     axis.spines["bottom"].set_visible(False)
     axis.margins(x=0.2)
     figure.legend(loc="outside lower center", ncols=len(next(iter(files.values()))) + 1, frameon=False)
+    first, *rest = (part.replace("_", " ") for part in next(iter(files.values())))
     words = []
     for label, parts in files.items():
-        named = ", ".join(f"{part} {nbytes:,}" for part, nbytes in parts.items())
-        words.append(f"{label}: {sum(parts.values()):,}, of which {named}; at least {minima[label]:,}")
-    return Picture(figure, f"Bytes of each file. {'. '.join(words)}.")
+        weights = next(iter(parts.values()))
+        words.append(f"{label}: {sum(parts.values()):,}, of which {first} {weights:,}, at least {minima[label]:,}")
+    return Picture(figure, f"Bytes of each file; what is not {first} is {', '.join(rest)}. {'; '.join(words)}.")
 
 
 # ---------------------------------------------------------------- a byte to play with

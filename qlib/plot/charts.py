@@ -46,6 +46,8 @@ def curve(lines, title, xlabel, ylabel, logy=False):
         xs, ys = zip(*sorted(points), strict=True)
         axis.plot(xs, ys, marker=marker, color=colour, label=label)
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log" if logy else "linear")
+    if all(isinstance(x, int) for points in lines.values() for x, _ in points):
+        axis.xaxis.get_major_locator().set_params(integer=True)  # there is no exponent 112.5
     axis.grid(alpha=0.3)
     if len(lines) > 1:
         axis.legend()
@@ -157,7 +159,7 @@ def price_curves(panels, title, xlabel, ylabel):
     }
     best = frontier(points)
     stairs = [points[name] for name in best]
-    figure, axes = new_figure(max(8, 4.8 * len(panels)), 5, columns=len(panels), sharey=True, squeeze=False)
+    figure, axes = new_figure(max(8, 4.2 * len(panels)), 5, columns=len(panels), sharey=True, squeeze=False)
     for axis, (panel, lines) in zip(axes.flat, panels.items(), strict=True):
         axis.step(*zip(*stairs, strict=True), where="post", color="grey", linewidth=6, alpha=0.25)
         for label, line in lines.items():
@@ -237,7 +239,7 @@ def grid_over_histogram(tensor, scale, zero_point, bits, label):
         a Picture.
     """
     grid = Grid(tensor.detach(), scale, zero_point, bits, label)
-    figure, (top, bottom) = new_figure(8, 3.4, rows=2, sharex=True, height_ratios=[5, 1])
+    figure, (top, bottom) = new_figure(8, 3.6, rows=2, sharex=True, height_ratios=[5, 1])
     blue, reals, used = seaborn.color_palette("colorblind")[0], np.array(grid.reals), np.array(grid.used)
     top.stairs(grid.counts, grid.edges, fill=True, color="#8a8f98")
     for chosen, colour, length in ((~used, "darkgrey", 0.5), (used, blue, 1)):
@@ -246,7 +248,7 @@ def grid_over_histogram(tensor, scale, zero_point, bits, label):
             top.vlines(reals[chosen], 0, 1, color=colour, linewidth=0.8, transform=top.get_xaxis_transform())
     for code, real in zip(grid.codes, grid.reals):
         if bits <= 4 and grid.view[0] <= real <= grid.view[1]:
-            bottom.text(real, -0.15, code, ha="center", va="top", fontsize=8)
+            bottom.text(real, -0.15, code, ha="center", va="top", fontsize=9)
     top.set(title=label, ylabel="count", yscale="log", xlim=grid.view)
     bottom.set(xlabel="real number", yticks=[], ylim=(-0.9 if bits <= 4 else 0, 1))
     bottom.spines["left"].set_visible(False)

@@ -9,13 +9,14 @@ from matplotlib.patches import Rectangle
 from qlib.plot.picture import Picture, new_figure
 from qlib.report import in_units
 
-WIDE = 32  # bytes in a row of `safetensors_bytes`
+WIDE = 16  # bytes in a row of `safetensors_bytes`
 
 
 def safetensors_bytes(path):
     """A small safetensors file, a box a byte: the header's length, the header, and each tensor in a colour of its own.
 
-    In the header's boxes stand its characters, in the others the bytes as hexadecimal numbers.
+    In the header's boxes stand its characters, in the others the bytes as hexadecimal numbers. The number before a row
+    is the place of its first byte in the file.
 
     Args:
         path: a file of a few hundred bytes.
@@ -32,17 +33,20 @@ def safetensors_bytes(path):
     for (name, entry), colour in zip(tensors.items(), colours * len(tensors), strict=False):
         first, last = entry["data_offsets"]
         parts.append((f"{name}, {entry['dtype']} {entry['shape']}", start + first, start + last, colour))
-    figure, axis = new_figure(9, 0.7 + 0.27 * -(-len(data) // WIDE) + 0.22 * -(-len(parts) // 3))
+    rows = -(-len(data) // WIDE)
+    figure, axis = new_figure(6.4, 0.6 + 0.29 * rows + 0.22 * -(-len(parts) // 2))
     for label, first, last, colour in parts:
         for place in range(first, last):
             row, column = divmod(place, WIDE)
             axis.add_patch(Rectangle((column, row), 1, 1, facecolor=(*colour, 0.35), edgecolor="white"))
             text = chr(data[place]) if 8 <= place < start else f"{data[place]:02x}"
-            axis.text(column + 0.5, row + 0.55, text, ha="center", va="center", fontsize=8, family="monospace")
+            axis.text(column + 0.5, row + 0.55, text, ha="center", va="center", fontsize=9, family="monospace")
         axis.plot([], [], "s", color=(*colour, 0.35), markersize=9, label=f"{label}: {last - first} bytes")
-    axis.set(xlim=(0, WIDE), ylim=(-(-len(data) // WIDE), 0), title=f"a file of {len(data)} bytes, byte by byte")
+    for row in range(rows):
+        axis.text(-0.2, row + 0.55, str(row * WIDE), ha="right", va="center", fontsize=9, color="dimgrey")
+    axis.set(xlim=(-1, WIDE), ylim=(rows, 0), title=f"a file of {len(data)} bytes, byte by byte")
     axis.axis("off")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False, fontsize=8, handletextpad=0.2)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, frameon=False, fontsize=9, handletextpad=0.2)
     words = "; ".join(f"{name}, {last - first} at {first}" for name, first, last, _ in parts)
     return Picture(figure, f"A file of {len(data)} bytes, in order: {words}.")
 
@@ -71,12 +75,12 @@ def peak_bars(peaks, files, title):
     axis.set(yticks=range(len(peaks)), yticklabels=list(peaks), ylim=(len(peaks) - 0.5, -0.6), xlabel="MB", title=title)
     axis.margins(x=0.15)
     axis.legend(frameon=False, loc="lower right", fontsize=9)
-    in_order = list(peaks.values()) == sorted(peaks.values(), reverse=True)
-    worst, best = max(peaks.values()), min(peaks.values())
+    order = "From" if list(peaks.values()) == sorted(peaks.values(), reverse=True) else "NOT from"
+    less = "less" if min(peaks.values()) < max(peaks.values()) / 4 else "NOT less"
     sizes = " and ".join(f"{label} of {in_units(nbytes)}" for label, nbytes in files.items())
-    ways = " > ".join(" ".join(way.split()) for way in peaks)
+    ways = "; ".join(" ".join(way.split()) for way in peaks)
     return Picture(
         figure,
-        f"{title}; {len(peaks)} ways, measured anew at every run, with {sizes}. In order, {ways}: "
-        f"{in_order}. The last below a quarter of the first: {best < worst / 4}.",
+        f"{title}; {len(peaks)} ways, measured anew at every run, with {sizes}. {order} the most to "
+        f"the least: {ways}. The least is {less} than a quarter of the most.",
     )

@@ -11,14 +11,14 @@ import torch
 from matplotlib.patches import Rectangle
 
 from qlib.affine import block_range, expand_groups, fake_quantize, quant_range, split_groups
-from qlib.plot.picture import BLANK, ERRORS, VALUES, Picture, new_figure, shape_text, significant
+from qlib.plot.picture import ERRORS, VALUES, Picture, new_figure, shape_text, significant
 from qlib.report import bits_per_weight, rounded, sqnr
 
 LARGEST_GRID = 48  # a matrix with more rows or columns than this is shown as tiles
 
 
 def heatmaps(original, quantized, dequantized):
-    """Four panels side by side: the matrix, its integers, what comes back of them, and the error.
+    """Four panels, two by two: the matrix, its integers, what comes back of them, and the error.
 
     A small matrix is annotated. A large one is cut into tiles, and each tile shows its element of the largest
     magnitude, the same one in every panel, so that no outlier is lost. The element with the largest error of all
@@ -53,9 +53,11 @@ def heatmaps(original, quantized, dequantized):
         "Dequantized": (dequantized, VALUES, low, high, ".4g"),
         "Error": (error, ERRORS, -limit, limit, ".2g"),
     }
-    height = max(1.6, min(3.6, 0.6 + 2.6 * cells.shape[0] / cells.shape[1]))
-    figure, axes = new_figure(13, height, columns=4)
-    for axis, (title, panel) in zip(axes, panels.items(), strict=True):
+    rows, columns = cells.shape
+    height = min(2.6, 0.05 + 0.45 * rows if annotated(cells) else max(1, 3.4 * rows / columns))
+    figure, axes = new_figure(8.4, 2 * (0.55 + height), columns=2, rows=2)
+    figure.get_layout_engine().set(wspace=0.06)
+    for axis, (title, panel) in zip(axes.flat, panels.items(), strict=True):
         draw_heatmap(axis, title, cells, box, *panel)
     shown = "" if tile == [1, 1] else f" Each cell shows the largest element of a tile of {tile[0]} x {tile[1]}."
     caption = (
@@ -79,25 +81,30 @@ def tile_representatives(original, tile):
     return index.gather(-1, magnitude.argmax(-1, keepdim=True)).squeeze(-1)
 
 
+def annotated(cells):
+    """Whether there are few enough of them for a number in each."""
+    return max(cells.shape) <= 8
+
+
 def draw_heatmap(axis, title, cells, box, panel, colours, low, high, number_format):
     """One panel: the elements of `panel` at the flat indices `cells`, a box around the cell at `box`, a colour bar."""
-    annotated = max(cells.shape) <= 8
+    small = annotated(cells)
     seaborn.heatmap(
         panel.flatten()[cells].numpy(),
         ax=axis,
         cmap=colours,
         vmin=low,
         vmax=high,
-        annot=annotated,
-        annot_kws={"fontsize": min(10, 42 / cells.shape[1])},
+        annot=small,
+        annot_kws={"fontsize": min(10, 54 / cells.shape[1])},
         fmt=number_format,
-        square=max(cells.shape) <= 4 * min(cells.shape),  # square cells would make a thread of a vector
-        linewidths=1 if annotated else 0,
+        square=not small and max(cells.shape) <= 4 * min(cells.shape),  # a vector's would make a thread of it
+        linewidths=1 if small else 0,
         cbar_ax=axis.inset_axes([1.03, 0, 0.05, 1]),
-        xticklabels=annotated,
-        yticklabels=annotated,
+        xticklabels=small,
+        yticklabels=small,
     )
-    axis.tick_params(length=0)
+    axis.tick_params(length=0, rotation=0)
     axis.set_title(title)
     axis.add_patch(Rectangle((box[1], box[0]), 1, 1, fill=False, linewidth=2, edgecolor="red", clip_on=False))
 
@@ -112,9 +119,12 @@ def sharing(shape, schemes):
     Returns:
         a Picture.
     """
-    figure, axes = new_figure(3 * len(schemes), 0.6 + 2.4 * shape[0] / shape[1], columns=len(schemes), squeeze=False)
+    down, across = -(-len(schemes) // 2), min(2, len(schemes))
+    figure, axes = new_figure(3.4 * across, down * (0.4 + 3 * shape[0] / shape[1]), across, down, squeeze=False)
+    for axis in axes.flat[len(schemes) :]:
+        axis.axis("off")
     parts = []
-    for axis, scheme in zip(axes.flat, schemes, strict=True):
+    for axis, scheme in zip(axes.flat, schemes, strict=False):
         block = block_numbers(shape, scheme)
         sizes = block.unique(return_counts=True)[1]
         colours = seaborn.color_palette("colorblind", len(sizes))
@@ -142,16 +152,15 @@ def block_numbers(shape, scheme):
 def channel_maxima(tensor, title):
     """The largest magnitude in each row and in each column of a matrix, as points on a log scale. Returns a Picture."""
     magnitude = tensor.detach().double().abs()
-    figure, axes = new_figure(9, 3, columns=2, sharey=True)
+    figure, axes = new_figure(7.6, 3, columns=2, sharey=True)
     blue, orange = seaborn.color_palette("colorblind")[:2]
     parts = []
     for axis, what, maxima in zip(axes, ("row", "column"), (magnitude.amax(1), magnitude.amax(0)), strict=True):
         place, count, median = maxima.argmax().item(), len(maxima), maxima.median().item()
         axis.plot(maxima, ".", color=blue, markersize=3)
         axis.plot([place], [maxima[place]], "o", color=orange)
-        left = place > count / 2
-        style = {"ha": "right" if left else "left", "va": "center", "textcoords": "offset points"}
-        axis.annotate(f"{what} {place}", (place, maxima[place]), (-8 if left else 8, 0), bbox=BLANK, **style)
+        axis.annotate(f"{what} {place}", (place, maxima[place]), (0, 6), textcoords="offset points", ha="center")
+        axis.margins(y=0.15)  # room for these words
         axis.set(title=f"in each of {count} {what}s", xlabel=what, yscale="log")
         parts.append(
             f"in the {count} {what}s the median is {significant(median, 3)}, "
@@ -184,7 +193,7 @@ def broadcast(tensor, scale):
         "quotient, in steps": (quotient, ""),
     }
     colours = seaborn.color_palette("colorblind", given.numel())
-    figure, axes = new_figure(10, 0.7 + 0.45 * rows, columns=3)
+    figure, axes = new_figure(8.4, 0.7 + 0.4 * rows, columns=3)
     for axis, (title, (panel, sign)) in zip(axes, panels.items(), strict=True):
         for row, column in np.ndindex(rows, columns):
             copy = sign == "=" and not (row < given.shape[0] and column < given.shape[1])
@@ -215,7 +224,7 @@ def scales_in_a_matmul(outputs=3, inputs=4):
     Returns:
         a Picture.
     """
-    figure, axes = new_figure(9, 0.9 + 0.5 * (outputs + 1.5), columns=2)
+    figure, axes = new_figure(8.4, 0.9 + 0.5 * (outputs + 1.5), columns=2)
     panels = {0: "axis 0: a scale per row multiplies a sum", 1: "axis 1: a scale per column multiplies an input"}
     for scaled, (axis, title) in enumerate(zip(axes, panels.values(), strict=True)):
         colours = seaborn.color_palette("colorblind", (outputs, inputs)[scaled])
@@ -226,13 +235,13 @@ def scales_in_a_matmul(outputs=3, inputs=4):
             for column in range(inputs):
                 draw_cell(axis, column, row + 1.5, f"$q_{{{row}{column}}}$", colours[column if scaled else row])
             axis.annotate("", (inputs + 0.95, row + 2), (inputs + 0.1, row + 2), arrowprops={"arrowstyle": "->"})
-            axis.text(inputs + 0.5, row + 1.9, "sum", ha="center", va="bottom", fontsize=8)
+            axis.text(inputs + 0.5, row + 1.9, "sum", ha="center", va="bottom", fontsize=9)
             draw_cell(axis, inputs + 1, row + 1.5, f"$y_{row}$", grey if scaled else colours[row])
         if scaled:
-            axis.text(inputs + 0.15, 0.5, "each times its scale,\nbefore the sums", va="center", fontsize=9)
+            axis.text(inputs + 0.15, 0.5, "each times its scale,\nbefore the sums", va="center")
         else:
             words = "each times\nits scale,\nafter the sum"
-            axis.text(inputs + 2.1, outputs / 2 + 1.5, words, va="center", fontsize=9)
+            axis.text(inputs + 2.1, outputs / 2 + 1.5, words, va="center")
         axis.set(xlim=(-0.1, inputs + 3.8), ylim=(outputs + 1.6, -0.1), aspect="equal")
         axis.set_title(title)
         axis.axis("off")
@@ -265,7 +274,7 @@ def w8a16_steps(weight, x, scales, bias):
         "bias": ("+", bias),
         "output": ("=", outputs),
     }
-    figure, axis = new_figure(9, 0.6 + 0.62 * (rows + 1.6))
+    figure, axis = new_figure(8.4, 0.6 + 0.62 * (rows + 1.6))
     grey, colours = (0.75, 0.75, 0.75), seaborn.color_palette("colorblind", rows)
     for column in range(columns):
         draw_cell(axis, column, 0, significant(x[column].item()), grey)

@@ -101,12 +101,14 @@ def smoothing(x, weight, calibration, alpha, per_token, label):
     for axis in axes[:2]:
         axis.set_ylim(0.03, top)
     axes[0].set_ylabel("reach, the median channel's = 1")
-    axes[0].legend(fontsize=8, loc="lower left", markerscale=3)
+    axes[0].legend(fontsize=9, loc="lower left", markerscale=3)
     curve = [Smoothing(x, weight, calibration, a, per_token, label).sqnr for a in ALPHAS]
     axes[2].plot(ALPHAS, curve, "o-", color="black", markersize=4)
     axes[2].plot([alpha], [smooth.sqnr], "o", color="black", markersize=9)
     axes[2].axhline(plain.sqnr, color="black", linestyle=":")
-    axes[2].annotate("as it came", (0.5, plain.sqnr), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+    free = max((2, 5, 8), key=lambda place: abs(curve[place] - plain.sqnr))  # where the words are far from the curve
+    at = (ALPHAS[free], plain.sqnr)
+    axes[2].annotate("as it came", at, (0, 3), textcoords="offset points", ha="center", fontsize=9)
     axes[2].set(title="the layer's output", xlabel="alpha", ylabel="SQNR in dB")
     axes[2].grid(alpha=0.3)
     best = max(zip(curve, ALPHAS))
@@ -162,7 +164,7 @@ def smoothing_explorer(layers, alpha=0.5):
         )
         key = f'<span style="color: {BLUE}">■</span> activations <span style="color: {ORANGE}">■</span> weights'
         bars = "".join(
-            f'<div style="display: flex; align-items: center; margin: 3px 0"><span style="width: 7em">{label}</span>'
+            f'<div style="display: flex; align-items: center; margin: 3px 0"><span style="width: 8em">{label}</span>'
             f'<span style="width: {max(found.sqnr, 0) * 0.45:.2f}em; height: 1.2em; background: {colour}"></span>'
             f'<span style="margin-left: 0.5em">{rounded(found.sqnr, 1)} dB</span></div>'
             for label, found, colour in (("not smoothed", plain, GREY), (f"alpha {alpha:g}", smooth, BLUE))
@@ -204,7 +206,7 @@ def code_books(numbers, books, title):
         axis.bar(book, 100 * shares, width=0.03, color=colour)
         axis.plot(book, torch.zeros_like(book), "|", color="black", markersize=9, clip_on=False)
         axis.set_title(label, loc="left", fontsize=10)
-        axis.set_ylabel("% of weights")
+        axis.set_ylabel("share, %")
         low, high = 100 * shares.min().item(), 100 * shares.max().item()
         error = (book[codes] - numbers).square().mean().item()
         parts.append(
@@ -286,13 +288,13 @@ def added_perplexity(lines, title):
     Returns:
         a Picture.
     """
-    figure, axis = new_figure(8.4, 4)
+    figure, axis = new_figure(8, 4.6)
     for label, points, colour, marker in told_apart(lines):
         axis.plot(*zip(*sorted(points), strict=True), marker=marker, color=colour, label=label, markersize=7)
     axis.set(title=title, xlabel="true bits a weight", ylabel="perplexity added", yscale="log")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=9, frameon=False)
+    axis.legend(fontsize=9)
     parts = [
         f"{label}: " + ", ".join(f"{significant(y, 2)} at {rounded(float(x), 2)}" for x, y in sorted(points))
         for label, points in lines.items()

@@ -78,10 +78,10 @@ def rulers(tensor, choices, title=""):
     axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
     axis.plot(numbers, torch.zeros_like(numbers), "|" if len(numbers) > 64 else "o", color="black", markersize=6)
     for number, side in ((low, "right"), (high, "left")):
-        axis.text(number, -0.17, significant(number), ha=side, va="bottom", fontsize=8)
+        axis.text(number, -0.17, significant(number), ha=side, va="bottom", fontsize=9)
     for row, (label, choice) in enumerate(choices.items(), start=1):
         draw_ruler(axis, row, numbers, choice, width)
-        axis.text(min(ends), row - 0.2, label, va="bottom", fontsize=9, bbox=BLANK)
+        axis.text(min(ends), row - 0.2, label, va="bottom", fontsize=10, bbox=BLANK)
     axis.set(title=title, xlabel="real number", ylim=(len(choices) + 0.6, -0.6), yticks=[])
     axis.spines["left"].set_visible(False)
     parts = [f"{label}: {ruler_text(numbers, *choice)}" for label, choice in choices.items()]
@@ -121,7 +121,7 @@ def draw_ruler(axis, row, numbers, choice, width):
         if all(abs(real - other) > 0.045 * width for other in labelled):
             labelled.append(real)
             style = {"fontweight": "bold", "bbox": BLANK} if mark == zero_point else {}
-            axis.text(real, row + 0.2, f"{mark:.0f}", ha="center", va="top", fontsize=8, **style)
+            axis.text(real, row + 0.2, f"{mark:.0f}", ha="center", va="top", fontsize=9, **style)
 
 
 def is_mark(zero_point, bits):
@@ -188,15 +188,14 @@ def number_bits(numbers, title=""):
     rows = [(number, bit_string(number), field_widths(number.dtype)) for number in numbers]
     names = [(str(number.dtype).removeprefix("torch."), significant(number.item(), 9)) for number in numbers]
     longest = max(len(bits) for _, bits, _ in rows)
-    box = 0.215 if longest > 16 else 0.5  # inches
-    margin = 1.5 / box  # for the names, to the left of the boxes
-    figure, axis = new_figure(box * (longest + margin), 0.3 + 0.62 * len(rows))
+    box = 0.205 if longest > 16 else 0.5  # inches
+    figure, axis = new_figure(box * longest, 0.3 + 0.8 * len(rows))
     for row, (number, bits, widths) in enumerate(rows):
-        axis.text(-margin, row + 0.33, "\n".join(names[row]), va="center", fontsize=9)
-        draw_bits(axis, row, bits, widths)
+        axis.text(0, row + 0.02, "  ".join(names[row]), va="top", fontsize=10)
+        draw_bits(axis, row + 0.27, bits, widths)
         for place, words in bits_say(number, bits, widths):
-            axis.text(place, row + 0.68, words, ha="center", va="top", fontsize=8)
-    axis.set(xlim=(-margin, longest + 0.05), ylim=(len(rows), -0.05))
+            axis.text(place, row + 0.7, words, ha="center", va="top", fontsize=9)
+    axis.set(xlim=(-0.05, longest + 0.05), ylim=(len(rows), -0.05))
     axis.set_title(title)
     axis.axis("off")
     parts = []
@@ -212,8 +211,8 @@ def draw_bits(axis, row, bits, widths):
     blue, _, green, orange = seaborn.color_palette("colorblind")[:4]
     colours = [orange] * widths[0] + [green] * widths[1] + [blue] * widths[2]
     for place, (bit, colour) in enumerate(zip(bits, colours, strict=True)):
-        axis.add_patch(Rectangle((place, row), 1, 0.64, facecolor=(*colour, 0.4), edgecolor="white", linewidth=1.5))
-        axis.text(place + 0.5, row + 0.33, bit, ha="center", va="center", fontsize=9, family="monospace")
+        axis.add_patch(Rectangle((place, row), 1, 0.4, facecolor=(*colour, 0.4), edgecolor="white", linewidth=1.5))
+        axis.text(place + 0.5, row + 0.21, bit, ha="center", va="center", fontsize=10, family="monospace")
 
 
 def bits_say(number, bits, widths):

@@ -21,7 +21,7 @@ def unpack_grid(packed, bits):
         a Picture.
     """
     shifts, mask = range(0, 8, bits), 2**bits - 1
-    figure, axis = new_figure(9.2, 0.75 + 0.62 * len(packed))
+    figure, axis = new_figure(8, 0.7 + 0.55 * len(packed))
     gap, parts = 2.2, []
     for row, octet in enumerate(packed):
         owners = tuple(row * len(shifts) + place // bits for place in range(8))
@@ -91,7 +91,9 @@ def unpacked_row(packed, scale, zero_point, bits, group_size, x):
     axis.text(inputs + 0.2, 5 * 1.15 + 0.4, f"sum = {significant(total)}", va="center")
     axis.set(xlim=(-3.2, inputs + 2.2), ylim=(7.6, -0.15), aspect="equal")
     axis.axis("off")
-    told = "; ".join(f"{label} {', '.join(map(significant, numbers.tolist()))}" for label, numbers in rows.items())
+    told = "; ".join(
+        f"{label.replace(':', ',')}: {', '.join(map(significant, numbers.tolist()))}" for label, numbers in rows.items()
+    )
     return Picture(
         figure,
         f"One output of {inputs} inputs in {len(scale)} groups, from {packed.nbytes} bytes: {told}. "
@@ -159,7 +161,7 @@ def speed_bars(seconds, title):
     axis.set(yticks=range(len(seconds)), yticklabels=list(seconds), ylim=(len(seconds) - 0.5, -0.6), title=title)
     axis.set_xlabel("times as fast as the first, here and now")
     axis.margins(x=0.25)
-    ways = ", ".join(" ".join(way.split()) for way in seconds)
+    ways = "; ".join(" ".join(way.split()) for way in seconds)
     return Picture(
         figure, f"{title}: {len(seconds)} ways, timed in turn and anew at every run, so not compared: {ways}."
     )

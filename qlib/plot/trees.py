@@ -29,7 +29,7 @@ def module_trees(models, weightless=True):
     """
     rows = {label: tree_rows(model, weightless) for label, model in models.items()}
     longest = max(map(len, rows.values()))
-    figure, axes = new_figure(max(6, 4 * len(models)), 0.5 + 0.25 * longest, columns=len(models), squeeze=False)
+    figure, axes = new_figure(max(6, 3.8 * len(models)), 0.5 + 0.27 * longest, columns=len(models), squeeze=False)
     for axis, (label, lines) in zip(axes.flat, rows.items(), strict=True):
         last_at = {}  # depth -> the last row drawn there: the parent of the next row that is one deeper
         for row, (depth, name, words, colour) in enumerate(lines):
@@ -41,8 +41,8 @@ def module_trees(models, weightless=True):
                 axis.plot(
                     [left - 0.25, left - 0.25, left], [below, row + 0.42, row + 0.42], color="grey", linewidth=0.7
                 )
-            axis.text(left + 0.12, row + 0.45, name, va="center", fontsize=8.5, fontweight="bold")
-            axis.text(11.88, row + 0.45, words, va="center", ha="right", fontsize=8.5)
+            axis.text(left + 0.12, row + 0.45, name, va="center", fontsize=9.5, fontweight="bold")
+            axis.text(11.88, row + 0.45, words, va="center", ha="right", fontsize=9.5)
         axis.set(xlim=(-0.05, 12.05), ylim=(longest, -0.05), title=label)
         axis.axis("off")
     hidden = "" if weightless else " Modules without weights are not drawn."

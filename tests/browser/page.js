@@ -165,6 +165,7 @@ window.qlib = (() => {
           if (!walker.currentNode.data.trim() || !element.getClientRects().length) continue;
           if (element.textContent === '■') continue; // a key to a picture, in the picture's colour
           if (element.closest('svg, mjx-container, style, script, .anchor-link, .jp-InternalAnchorLink')) continue;
+          if (element.closest('pre code')) continue; // JupyterLab colours source as in its editor
           const ratio = contrast(element);
           if (ratio < (element.textContent.trim().length > 1 ? 4.5 : 3))
             faint.push([Math.round(10 * ratio) / 10, getComputedStyle(element).color, words(element)]);
