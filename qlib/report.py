@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import itertools
 import math
 import os
 import pathlib
@@ -263,9 +264,21 @@ class Table:
         return self.frame.to_string(index=False)
 
     def _repr_html_(self):
+        column, words = itertools.cycle(self.frame), [name for name in self.frame if holds_words(self.frame[name])]
+
+        def aligned(tag):
+            return f'{tag[0][:-1]} style="text-align: left">' if next(column) in words else tag[0]
+
+        text = re.sub("<t[hd]>", aligned, self.frame.to_html(index=False, border=0))
         # A long dotted name may be broken after a dot, so that the table fits a narrow window.
-        text = self.frame.to_html(index=False, border=0)
         return re.sub(r"[\w.]{24,}", lambda name: name[0].replace(".", ".<wbr>"), text)
+
+
+def holds_words(cells):
+    """Whether most of a column's cells are more than a number and its unit: then it begins on the left, as text."""
+    number = re.compile(r"[-+−]?([\d.,]+(e[-+]?\d+)?(%|×| bytes| [kMGT]?B)?|inf|nan)")
+    filled = [str(cell) for cell in cells if cell != ""]
+    return sum(number.fullmatch(cell) is None for cell in filled) > len(filled) / 2
 
 
 def table(rows, digits=4):

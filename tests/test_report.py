@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import nbclient
 import nbformat
@@ -239,6 +240,18 @@ def test_what_a_row_lacks_stays_empty_and_long_words_stay_whole():
     html = table([{"name": words}, {"name": "b", "error": 0.5}])._repr_html_()
     assert words in html
     assert html.count("<td></td>") == 1 and "nan" not in html.lower()
+
+
+def test_a_tables_words_stand_on_the_left_and_its_numbers_on_the_right():
+    rows = [
+        {"layer": "a", "size": "4.1 kB", "error": torch.inf, "scheme": "8-bit, per row", "share": "3.0%"},
+        {"layer": "b", "size": "512 bytes", "error": -1.5},
+        {"layer": 7, "size": "exact", "error": 2},
+    ]
+    html = table(rows)._repr_html_()
+    on_the_left = re.findall(r'<t[hd] style="text-align: left">([^<]*)<', html)
+    assert on_the_left == ["layer", "scheme", "a", "8-bit, per row", "b", "", "7", ""]
+    assert re.findall(r"<td>([^<]*)<", html) == ["4.1 kB", "inf", "3.0%", "512 bytes", "-1.5", "", "exact", "2", ""]
 
 
 def test_a_progress_bar_hands_on_everything_and_is_silent_under_test_and_when_it_is_quick(monkeypatch, capsys):
