@@ -15,10 +15,10 @@ QUIETLY = tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT INT TERM && unset MPLB
 PYTEST = $(PYTHON_VENV) -m pytest -n logical --maxprocesses 4 --dist loadfile \
 	--nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg --durations=10
 
-# NB=03 narrows test, test-portable, test-browser and notebooks to one lesson.
+# NB=03 narrows test, test-portable, test-browser, screenshots and notebooks to one lesson.
 LESSON = $(or $(wildcard notebooks/$(NB)_*.ipynb),$(error There is no lesson $(NB) in notebooks))
 
-.PHONY: help install lab test test-portable test-browser notebooks html progress bench lint clean
+.PHONY: help install lab test test-portable test-browser screenshots notebooks html progress bench lint clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,9 @@ test-portable: install ## check the notebooks' outputs with plain CPU instructio
 test-browser: install ## run the lessons in JupyterLab in Chromium or Chrome, if there is one (NB=03: one lesson)
 	@$(QUIETLY) $(PYTHON_VENV) -m pytest -n logical --maxprocesses 2 --dist worksteal --durations=10 \
 		tests/browser $(if $(NB),$(if $(LESSON),-k $(NB)_))
+
+screenshots: install ## take pictures of the lessons in JupyterLab into build/screenshots, light and dark (NB=03: one lesson)
+	@$(PYTHON_VENV) -m scripts.screenshots build/screenshots $(if $(NB),$(LESSON),$(wildcard notebooks/*.ipynb))
 
 notebooks: install ## run the notebooks again and store their outputs (NB=03: one lesson)
 	@$(QUIETLY) $(PYTHON_VENV) scripts/notebooks.py $(if $(NB),$(LESSON),$(wildcard notebooks/*.ipynb))

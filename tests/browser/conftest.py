@@ -1,28 +1,22 @@
 """One JupyterLab and one browser for all tests of this folder; a picture of the page where a test fails."""
 
 import re
-import shutil
 
 import pytest
 from playwright.sync_api import Error, sync_playwright
 
-from tests.browser.lab import JAVASCRIPT, Lab, LessonPage
+from tests.browser.lab import JAVASCRIPT, Lab, LessonPage, start_browser
 from tests.lessons import ROOT
 
 SCREENSHOTS = ROOT / "tests" / "browser" / "screenshots"  # git-ignored
 NOT_HERE = re.compile(r"^(https?|wss?)://(?!localhost[:/]|127\.0\.0\.1[:/])")
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
 @pytest.fixture(scope="session")
 def browser():
-    """The Chromium or Chrome of this machine, without a window."""
-    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    where = {"executable_path": found} if found else {"channel": "chrome"}
     with sync_playwright() as playwright:
         try:
-            # A container's root may not use Chromium's sandbox; it opens nothing but our own pages.
-            browser = playwright.chromium.launch(args=["--no-sandbox"], **where)
+            browser = start_browser(playwright)
         except Error:
             pytest.skip("no browser: install Chromium or Chrome (Debian and Ubuntu: apt install chromium)")
         yield browser

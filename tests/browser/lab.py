@@ -18,6 +18,7 @@ from scripts.notebooks import WIDGET, tidy_outputs
 from tests.lessons import ROOT, git
 
 JAVASCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 # What would tie the server to this machine's own settings, or to what `make` gives to its tests.
 LEFT_OUT = re.compile(r"(JUPYTER|IPYTHON|QLIB|MAKE|MFLAGS|PYTEST|PYTHON|HF_|TRANSFORMERS_|BROWSER|DISPLAY)")
 
@@ -32,6 +33,14 @@ def fresh_copy(folder):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     (folder / ".venv").symlink_to(ROOT / ".venv", target_is_directory=True)
+
+
+def start_browser(playwright):
+    """The Chromium or Chrome of this machine, without a window; playwright's Error where there is none."""
+    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    where = {"executable_path": found} if found else {"channel": "chrome"}
+    # A container's root may not use Chromium's sandbox; it opens nothing but our own pages.
+    return playwright.chromium.launch(args=["--no-sandbox"], **where)
 
 
 def free_port():

@@ -79,6 +79,13 @@ window.qlib = (() => {
     // After a change: when JupyterLab has laid the page out anew.
     settled: () => new Promise(done => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 300)),
 
+    // Go down to so many pixels below the notebook's beginning; gives the heights of all of it and of what is seen.
+    scroll(top) {
+      const shown = panel().node.querySelector('.jp-WindowedPanel-outer');
+      shown.scrollTop = top;
+      return [shown.scrollHeight, shown.clientHeight];
+    },
+
     // ---------------------------------------------------------- figures, widgets, mathematics
 
     shows(figures, widgets) {
