@@ -270,7 +270,8 @@ class Table:
             return f'{tag[0][:-1]} style="text-align: left">' if next(column) in words else tag[0]
 
         text = re.sub("<t[hd]>", aligned, self.frame.to_html(index=False, border=0))
-        # A long dotted name may be broken after a dot, so that the table fits a narrow window.
+        # For a narrow window: a size stays on one line, and a long dotted name may be broken after a dot.
+        text = re.sub(r"(?<=\d) (?=(bytes|[kMGT]B)<)", "&nbsp;", text)
         return re.sub(r"[\w.]{24,}", lambda name: name[0].replace(".", ".<wbr>"), text)
 
 
@@ -399,8 +400,7 @@ class Report:
         )
 
     def _repr_html_(self):
-        rows = re.sub(r"(?<=\d) (?=(bytes|[kMGT]B)<)", "&nbsp;", self.table._repr_html_())  # a size stays on one line
-        return f"<p>{html.escape(repr(self).splitlines()[0])}</p>{rows}"
+        return f"<p>{html.escape(repr(self).splitlines()[0])}</p>{self.table._repr_html_()}"
 
 
 def quantized_layer(name, bytes_before, qtensor, ratio):
