@@ -11,10 +11,8 @@ from pathlib import Path
 import tqdm
 from playwright.sync_api import sync_playwright
 
-from tests.browser.lab import JAVASCRIPT, Lab, LessonPage, start_browser
+from tests.browser.lab import THEMES, WIDTHS, Lab, LessonPage, new_context, start_browser
 
-THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
-WIDTHS = (1280, 800)
 OVERLAP = 40  # pixels that a screen shows of the one above
 
 
@@ -35,16 +33,15 @@ def main(folder, *notebooks):
 
 def take(browser, lab, notebook, folder):
     """Open a notebook, run it, and write its pictures."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
-    context.add_init_script(JAVASCRIPT)
+    context = new_context(browser)
     lesson = LessonPage(context, lab, notebook).open()
     lesson.run_all()
-    for name, theme in THEMES.items():
+    for theme in THEMES:
         lesson.theme(theme)
         for width in WIDTHS:
             lesson.resize(width)
             for number, picture in enumerate(screens(lesson)):
-                (folder / f"{notebook[:2]}_{name}_{width}_{number:02d}.png").write_bytes(picture)
+                (folder / f"{notebook[:2]}_{theme}_{width}_{number:02d}.png").write_bytes(picture)
     lesson.close()
     context.close()
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import Error, sync_playwright
 
-from tests.browser.lab import JAVASCRIPT, Lab, LessonPage, start_browser
+from tests.browser.lab import Lab, LessonPage, new_context, start_browser
 from tests.lessons import ROOT
 
 SCREENSHOTS = ROOT / "tests" / "browser" / "screenshots"  # git-ignored
@@ -37,9 +37,8 @@ def lab(browser, tmp_path_factory):
 @pytest.fixture
 def open_lesson(browser, lab, request):
     """Opens notebooks by name; no request of theirs may leave the machine, the server's and the kernels' included."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    context = new_context(browser)
     context.set_default_timeout(30_000)
-    context.add_init_script(JAVASCRIPT)
     left = []
 
     def refuse(route):

@@ -19,6 +19,7 @@ from tests.lessons import ROOT, git
 
 JAVASCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+THEMES, WIDTHS = ("dark", "light"), (1280, 800)  # in which a lesson is looked at
 # What would tie the server to this machine's own settings, or to what `make` gives to its tests.
 LEFT_OUT = re.compile(r"(JUPYTER|IPYTHON|QLIB|MAKE|MFLAGS|PYTEST|PYTHON|HF_|TRANSFORMERS_|BROWSER|DISPLAY)")
 
@@ -41,6 +42,13 @@ def start_browser(playwright):
     where = {"executable_path": found} if found else {"channel": "chrome"}
     # A container's root may not use Chromium's sandbox; it opens nothing but our own pages.
     return playwright.chromium.launch(args=["--no-sandbox"], **where)
+
+
+def new_context(browser):
+    """What the pages of one learner share, with page.js in each of them."""
+    context = browser.new_context(viewport={"width": WIDTHS[0], "height": 900}, reduced_motion="reduce")
+    context.add_init_script(JAVASCRIPT)
+    return context
 
 
 def free_port():
@@ -156,8 +164,9 @@ class LessonPage:
         return cells
 
     def theme(self, name):
-        self.call("theme", name)
-        self.wait_for("themed", "Dark" not in name)
+        """One of THEMES."""
+        self.call("theme", f"JupyterLab {name.title()}")
+        self.wait_for("themed", name == "light")
 
     def resize(self, width):
         """A window of that many pixels, the file browser closed, as one would in a small one."""

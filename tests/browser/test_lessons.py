@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from tests.browser.lab import controls_followed, kinds, still_figures, widgets_in
+from tests.browser.lab import THEMES, WIDTHS, controls_followed, kinds, still_figures, widgets_in
 from tests.lessons import LESSONS, OTHER_NOTEBOOKS, ROOT
 
 NOTEBOOKS = [*LESSONS, *(name for name in OTHER_NOTEBOOKS if (ROOT / "notebooks" / name).is_file())]
@@ -28,10 +28,10 @@ def test_a_notebook_runs_and_all_of_it_can_be_seen(notebook, open_lesson, lab, r
     # All of it is on the page, and can be read.
     lesson.wait_for("shows", still_figures(cells), widgets_in(cells))
     amiss = {name: lesson.call(name) for name in ("complaints", "unsetMath", "openDetails")}
-    for theme in ("JupyterLab Dark", "JupyterLab Light"):
+    for theme in THEMES:
         lesson.theme(theme)
         amiss[f"too faint in {theme}"] = lesson.call("tooFaint")
-    for width in (1280, 800):
+    for width in WIDTHS:
         lesson.resize(width)
         amiss[f"too wide at {width}"] = lesson.call("tooWide")
     assert {name: found for name, found in amiss.items() if found} == {}
