@@ -50,7 +50,7 @@ html: install ## write the lessons as web pages into build/html, to read without
 	@$(PYTHON_VENV) scripts/pages/build.py build/html
 
 progress: install ## show which exercises are solved
-	@$(PYTHON_VENV) -m qlib.exercises
+	@$(PYTHON_VENV) -m course.exercises
 
 bench: install ## compare qlib's speed and memory with other libraries' (bench/README.md; ARGS=-h lists options)
 	@sh bench/install.sh
@@ -58,7 +58,7 @@ bench: install ## compare qlib's speed and memory with other libraries' (bench/R
 
 lint: install ## check the code's style, notebooks included
 	@$(PYTHON_VENV) -m ruff check .
-	@$(PYTHON_VENV) -m ruff format --check qlib tests scripts bench
+	@$(PYTHON_VENV) -m ruff format --check qlib course tests scripts bench
 
 clean: ## delete caches and build leftovers (not the .venvs, not the learner's progress)
 	@find . \( -path ./.venv -o -path ./bench/.venv -o -path ./.git -o -path ./notebooks/scratch \) -prune -o \

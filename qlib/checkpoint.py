@@ -19,10 +19,10 @@ import safetensors
 import safetensors.torch
 import torch
 
+from qlib.console import progress_bar
 from qlib.kinds import empty_layers, entries_of, entry_of, quantizer_for
 from qlib.linear import is_conv1d, weight_of
 from qlib.model import choose_layers, empty_layer, places_of, replace_layers, still_on_meta
-from qlib.report import progress_bar
 from qlib.scheme import Scheme
 from qlib.tensor import QTensor, plain_tensors
 

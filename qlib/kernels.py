@@ -23,18 +23,15 @@ All sums are float32, whatever the dtype of x, so a result differs from that of 
 sums alone. More rows in bfloat16 are the exception: see `block_dtype`.
 """
 
-import contextlib
 import functools
 import math
 import os
-import sys
-import threading
 from typing import NamedTuple
 
 import torch
 
 from qlib.affine import quant_range
-from qlib.report import CellLine, in_notebook
+from qlib.console import word_after
 from qlib.tensor import QTensor
 
 try:
@@ -612,22 +609,6 @@ def compiled(maker, sizes, parallel):
             return njit(signature, cache=True, **options)(kernel)
         except RuntimeError:  # Numba found no folder that it may write to
             return njit(signature, **options)(kernel)
-
-
-@contextlib.contextmanager
-def word_after(seconds, text):
-    """Show the text if what is inside takes longer, in a notebook only until it is done; silent under test."""
-    line = CellLine() if in_notebook() else sys.stderr
-    timer = threading.Timer(seconds, line.write, [f"{text}\n"])
-    timer.daemon = True
-    if os.environ.get("QLIB_STRICT") != "1":
-        timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        if line is not sys.stderr:
-            line.write("")
 
 
 # The OpenMP pool of a process does not live on in a child that was forked from it: there it is the plain formula.

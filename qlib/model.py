@@ -7,8 +7,9 @@ from collections import Counter
 
 import torch
 
+from qlib.console import progress_bar
 from qlib.linear import QLinear, integer_layer, is_conv1d, weight_of
-from qlib.report import Report, SkippedLayer, progress_bar, quantized_layer, sqnr, state_dict_bytes
+from qlib.report import Report, SkippedLayer, quantized_layer, sqnr, state_dict_bytes
 from qlib.scheme import INT8
 from qlib.tensor import check_quantizable
 

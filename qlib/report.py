@@ -2,18 +2,13 @@
 
 import dataclasses
 import html
-import itertools
 import math
-import os
 import pathlib
 import re
-import sys
 
-import pandas
 import torch
 import torch.utils._python_dispatch
 import torch.utils._pytree
-import tqdm
 
 from qlib.scheme import Scheme
 from qlib.tensor import plain_tensors
@@ -102,12 +97,12 @@ def fit_text(count, bits, group_size, memory, device):
     """
     nbytes = weight_bytes(count, bits, group_size)
     groups = "" if group_size is None else f" in groups of {group_size}"
-    cost = f"{rounded(count / 1e9, 1)} billion weights of {bits} bits{groups} take {in_units(nbytes)}"
+    cost = f"{as_text(count / 1e9, 1)} billion weights of {bits} bits{groups} take {in_units(nbytes)}"
     difference = in_units(abs(nbytes - memory))
     more_or_less, verdict = ("more", "do not fit") if nbytes > memory else ("less", "fit")
     return (
-        f"{cost}, {rounded(8 * nbytes / count, 3)} bits a weight. That is {difference} {more_or_less} than the "
-        f"{rounded(memory / 1e9, 1)} GB of {device}: they {verdict}."
+        f"{cost}, {as_text(8 * nbytes / count, 3)} bits a weight. That is {difference} {more_or_less} than the "
+        f"{as_text(memory / 1e9, 1)} GB of {device}: they {verdict}."
     )
 
 
@@ -215,7 +210,7 @@ def frontier(points):
 # ---------------------------------------------------------------- showing numbers
 
 
-def rounded(value, digits=4):
+def as_text(value, digits=4):
     """`value` (a number, a tensor, an array or a list) as text with `digits` decimals at most and no negative zero.
 
     Every result in a lesson is shown through this helper: the last bits of a float differ from one CPU to another,
@@ -230,7 +225,7 @@ def rounded(value, digits=4):
     if isinstance(value, (list, tuple)):
         if value and isinstance(value[0], (list, tuple)):
             return matrix(value, digits)
-        return "[" + ", ".join(rounded(item, digits) for item in value) + "]"
+        return "[" + ", ".join(as_text(item, digits) for item in value) + "]"
     return str(value)
 
 
@@ -238,102 +233,53 @@ def matrix(rows, digits):
     """A nested list as lines of right-aligned columns (deeper nestings one matrix after the other)."""
     if rows[0] and isinstance(rows[0][0], (list, tuple)):
         return "\n\n".join(matrix(row, digits) for row in rows)
-    cells = [[rounded(item, digits) for item in row] for row in rows]
+    cells = [[as_text(item, digits) for item in row] for row in rows]
     width = max((len(cell) for row in cells for cell in row), default=0)
     return "\n".join("[" + "  ".join(cell.rjust(width) for cell in row) + "]" for row in cells)
 
 
-def show(*values, digits=4, **named):
-    """Print values, rounded to `digits` decimals at most; named ones one a line behind their name."""
-    if values:
-        texts = [rounded(value, digits) for value in values]
-        print(*texts, sep="\n\n" if any("\n" in text for text in texts) else " ")
-    width = max((len(name) for name in named), default=0)
-    for name, value in named.items():
-        text = rounded(value, digits)
-        print(f"{name.ljust(width)} =" + (f"\n{text}" if "\n" in text else f" {text}"))
-
-
 class Table:
-    """Rows of {column: value} as a table for the page, numbers rounded to `digits` decimals at most."""
+    """Rows of {column: value} as plain text and as HTML, numbers rounded to `digits` decimals at most."""
 
     def __init__(self, rows, digits=4):
-        self.frame = pandas.DataFrame([{key: rounded(value, digits) for key, value in row.items()} for row in rows])
+        self.columns = list(dict.fromkeys(key for row in rows for key in row))
+        self.cells = [[as_text(row.get(column, ""), digits) for column in self.columns] for row in rows]
 
     def __repr__(self):
-        return self.frame.to_string(index=False)
+        lines = [self.columns, *self.cells]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(" ".join(map(str.rjust, line, widths)) for line in lines)
 
     def _repr_html_(self):
-        column, words = itertools.cycle(self.frame), [name for name in self.frame if holds_words(self.frame[name])]
+        head, *body = (self.row_html(line, tag) for tag, line in self.tagged_lines())
+        head = head.replace("<tr>", '<tr style="text-align: right;">')
+        return "\n".join(
+            ['<table class="dataframe">', "  <thead>", head, "  </thead>", "  <tbody>", *body, "  </tbody>", "</table>"]
+        )
 
-        def aligned(tag):
-            return f'{tag[0][:-1]} style="text-align: left">' if next(column) in words else tag[0]
+    def row_html(self, line, tag):
+        cells = [f"      <{tag}{style}>{cell_html(cell)}</{tag}>" for cell, style in zip(line, self.styles())]
+        return "\n".join(["    <tr>", *cells, "    </tr>"])
 
-        text = re.sub("<t[hd]>", aligned, self.frame.to_html(index=False, border=0))
-        # For a narrow window: a size stays on one line, and a long dotted name may be broken after a dot.
-        text = re.sub(r"(?<=\d) (?=(bytes|[kMGT]B)<)", "&nbsp;", text)
-        return re.sub(r"[\w.]{24,}", lambda name: name[0].replace(".", ".<wbr>"), text)
+    def tagged_lines(self):
+        return [("th", self.columns), *(("td", line) for line in self.cells)]
+
+    def styles(self):
+        """What each column's cells say of themselves: words begin on the left, numbers end on the right."""
+        return [' style="text-align: left"' if holds_words(column) else "" for column in zip(*self.cells)]
+
+
+def cell_html(text):
+    """A cell's text for a narrow window: a size stays on one line, a long dotted name may be broken after a dot."""
+    text = re.sub(r"(?<=\d) (?=(bytes|[kMGT]?B)$)", "&nbsp;", html.escape(text, quote=False))
+    return re.sub(r"[\w.]{24,}", lambda name: name[0].replace(".", ".<wbr>"), text)
 
 
 def holds_words(cells):
     """Whether most of a column's cells are more than a number and its unit: then it begins on the left, as text."""
     number = re.compile(r"[-+−]?([\d.,]+(e[-+]?\d+)?(%|×| bytes| [kMGT]?B)?|inf|nan)")
-    filled = [str(cell) for cell in cells if cell != ""]
+    filled = [cell for cell in cells if cell != ""]
     return sum(number.fullmatch(cell) is None for cell in filled) > len(filled) / 2
-
-
-def table(rows, digits=4):
-    """A Table of `rows`, a list of {column: value}; what is missing in a row stays empty."""
-    columns = dict.fromkeys(key for row in rows for key in row)
-    return Table([{key: row.get(key, "") for key in columns} for row in rows], digits)
-
-
-def progress_bar(iterable, label):
-    """Iterate with a progress bar that comes up after two seconds and leaves at the end; silent under test."""
-    quiet = os.environ.get("QLIB_STRICT") == "1"
-    where = {"file": CellLine(), "ncols": 80} if in_notebook() and not quiet else {}
-    return tqdm.tqdm(iterable, desc=label, delay=2, leave=False, disable=quiet, **where)
-
-
-class CellLine:
-    """A line of a notebook cell for a progress bar to write on, which leaves nothing in the notebook that is saved.
-
-    A widget would: its cell would differ from the stored one, and a test of the learner's notebook would fail.
-    """
-
-    handle = None
-
-    def write(self, text):
-        shown = text.strip()  # of the "\r" in front, and of the spaces that wipe a line
-        if self.handle is None and not shown:
-            return
-        if self.handle is None:
-            from IPython.display import DisplayHandle
-
-            self.handle = DisplayHandle()
-            self.handle.display({"text/plain": shown}, raw=True)
-        self.handle.update({"text/plain": shown} if shown else {}, raw=True)
-
-    def flush(self):
-        """A file has this; there is nothing to wait for."""
-
-
-def track(iterable, label):
-    """A `progress_bar` for a cell of a lesson. It takes with it what the cell had printed before.
-
-    So a lesson that is saved after a run looks like one that ran under test.
-    """
-    yield from progress_bar(iterable, label)
-    if in_notebook() and os.environ.get("QLIB_STRICT") != "1":
-        from IPython.display import clear_output
-
-        clear_output()
-
-
-def in_notebook():
-    """Whether a notebook (or an IPython shell) is running this code."""
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and ipython.get_ipython() is not None
 
 
 # ---------------------------------------------------------------- what became of a model
@@ -390,7 +336,7 @@ class Report:
             for layer in self.quantized
         ]
         left = [{"layer": layer.name, "scheme": layer.why, "before": in_units(layer.nbytes)} for layer in self.skipped]
-        return table(rows + left, digits=2)
+        return Table(rows + left, digits=2)
 
     def __repr__(self):
         left = f"; {len(self.skipped)} left as they were" if self.skipped else ""

@@ -24,9 +24,9 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # the bench's environment has no qlib of its own
 
+from course.models import DATA, load_digits, load_digits_conv
 from qlib import Scheme, save_tensors
 from qlib.model import fuse_batch_norms, integer_net
-from qlib.models import DATA, load_digits, load_digits_conv
 from qlib.observers import MinMax, calibrate
 from qlib.report import sqnr
 

@@ -15,13 +15,13 @@ import json
 import torch
 from torch.nn.functional import kl_div, linear, log_softmax
 
+from course.capstone import BUDGET, HELD_OUT, compress, in_float32, rounding_curve, saved_bytes, store_small
+from course.models import DATA, load_code_model, load_code_tokens, perplexity
 from qlib import Scheme, save_quantized
 from qlib.affine import expand_groups
-from qlib.capstone import BUDGET, HELD_OUT, compress, in_float32, rounding_curve, saved_bytes, store_small
+from qlib.console import progress_bar
 from qlib.linear import QLinear
 from qlib.model import layers_to_quantize, sensitivity, set_submodule
-from qlib.models import DATA, load_code_model, load_code_tokens, perplexity
-from qlib.report import progress_bar
 
 EPOCHS, BATCH, RATE = 2, 8, 3e-4
 
@@ -102,8 +102,8 @@ def main():
         "held_out": HELD_OUT,
         "float": round(perplexity(model, held_out), 4),
         "rounding": [point | {"perplexity": round(point["perplexity"], 4)} for point in rounding],
-        "library": library | {"recipe": "qlib.capstone.compress"},
-        "best": best | {"recipe": "qlib.capstone.compress, then scales and norms trained on the calibration text"},
+        "library": library | {"recipe": "course.capstone.compress"},
+        "best": best | {"recipe": "course.capstone.compress, then scales and norms trained on the calibration text"},
         "damage": {name: round(value - before, 4) for name, value in alone.items()},
     }
     (DATA / "capstone" / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -13,7 +13,9 @@ import math
 
 import torch
 
+from course.models import DATA, embed, load_code_model, load_code_tokens, load_encoder, load_sentences, perplexity
 from qlib import Scheme, quantize_model
+from qlib.console import progress_bar
 from qlib.methods import (
     NF4,
     awq_model,
@@ -25,16 +27,7 @@ from qlib.methods import (
     nf4_model,
     smooth,
 )
-from qlib.models import (
-    DATA,
-    embed,
-    load_code_model,
-    load_code_tokens,
-    load_encoder,
-    load_sentences,
-    perplexity,
-)
-from qlib.report import cosine, progress_bar
+from qlib.report import cosine
 
 RESULTS = DATA / "methods" / "results.json"
 CODE, EMULATED, ENCODER = "code", "code, outliers emulated", "encoder"

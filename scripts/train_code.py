@@ -20,7 +20,7 @@ import torch
 import tqdm
 import transformers
 
-from qlib.models import DATA, perplexity
+from course.models import DATA, perplexity
 
 OUT = DATA / "code"
 STATE = pathlib.Path(__file__).parent.parent / "build" / "train_code.safetensors"

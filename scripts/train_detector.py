@@ -17,8 +17,8 @@ import tqdm
 import transformers
 from PIL import Image, ImageDraw
 
-from qlib.models import DATA, Boxes, average_precision, detect
-from qlib.models.detector import as_input
+from course.models import DATA, Boxes, average_precision, detect
+from course.models.detector import as_input
 
 OUT = DATA / "detector"
 SHAPES = ("circle", "square", "triangle", "star")

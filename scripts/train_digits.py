@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy, softmax
 
-from qlib.models import DATA, accuracy, load_digits, small_net
+from course.models import DATA, accuracy, load_digits, small_net
 
 TEACHER, STUDENT = (64, 64, 32, 10), (64, 16, 10)
 SEEDS = range(10)

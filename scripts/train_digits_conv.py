@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
-from qlib.models import DATA, accuracy, digits_conv_net, load_digits
+from course.models import DATA, accuracy, digits_conv_net, load_digits
 
 EPOCHS, BATCH = 20, 96
 

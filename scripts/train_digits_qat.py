@@ -9,10 +9,10 @@ stored, and measured, are 2-bit integers and float32. Takes about twenty seconds
 import torch
 from torch.nn.functional import cross_entropy
 
+from course.models import DATA, accuracy, load_digits, load_digits_conv, load_digits_qat
 from qlib.checkpoint import save_tensors
+from qlib.console import progress_bar
 from qlib.methods.qat import convert_qat, prepare_qat
-from qlib.models import DATA, accuracy, load_digits, load_digits_conv, load_digits_qat
-from qlib.report import progress_bar
 from qlib.scheme import Scheme
 
 SCHEMES = {"per-tensor": Scheme(bits=2, axis=None), "per-row": Scheme(bits=2)}

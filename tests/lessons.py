@@ -9,7 +9,7 @@ import subprocess
 import nbformat
 import pytest
 
-from qlib.exercises.exercise import all_exercises
+from course.exercises.exercise import all_exercises
 
 ROOT = pathlib.Path(__file__).parent.parent
 # What a lesson is: numbered from 01. The start page (00) and the glossary are notebooks, but no lessons.

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 
-from qlib.exercises.trial import Trial, code_task
+from course.exercises.trial import Trial, code_task
 
 
 @functools.cache

@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers
 
+from course.models import DATA, complete, load_code_model, load_code_tokens, perplexity
 from qlib import INT8, QLinear, quantize_model
-from qlib.models import DATA, complete, load_code_model, load_code_tokens, perplexity
 
 
 class Fixed:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import qlib.course as helper
+import course.helper as helper
 from qlib import Scheme, choose_qparams
 
 T = torch.tensor([[191.6, -13.5, 728.6], [92.14, 295.5, -184.0], [0.0, 684.6, 245.5]])

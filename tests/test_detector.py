@@ -6,8 +6,8 @@ import types
 import pytest
 import torch
 
-from qlib.models import DATA, Boxes, average_precision, detect, load_detector, load_pictures
-from qlib.models.detector import as_input, overlap
+from course.models import DATA, Boxes, average_precision, detect, load_detector, load_pictures
+from course.models.detector import as_input, overlap
 
 
 def boxes(*found):

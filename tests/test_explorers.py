@@ -13,14 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import qlib.plot.explorers
-from qlib import Scheme, dequantize, load_tensors, plot, quantize, quantize_tensor
+from course import figures as plot
+from course.figures import explorers
+from course.models import DATA, load_digits, load_digits_conv, load_encoder
+from qlib import Scheme, dequantize, load_tensors, quantize, quantize_tensor
 from qlib.affine import asymmetric_qparams, fake_quantize
 from qlib.model import fuse_batch_norms
-from qlib.models import DATA, load_digits, load_digits_conv, load_encoder
 from qlib.observers import Percentile, calibrate, percentile_range, range_error
 from qlib.packing import get_field
-from qlib.report import bits_per_weight, fit_text, quantization_error, rounded, sqnr
+from qlib.report import as_text, bits_per_weight, fit_text, quantization_error, sqnr
 from tests.test_plot import assert_draws
 
 T = torch.tensor([[191.6, -13.5, 728.6], [92.14, 295.5, -184.0], [0, 684.6, 245.5]])
@@ -136,7 +137,7 @@ def test_a_change_is_one_update_that_draws_no_figure_and_sends_little(make, monk
     explorer, calls = make(), []
     live = explorer.live
     monkeypatch.setattr(explorer, "live", lambda **values: calls.append(values) or live(**values))
-    monkeypatch.setattr("qlib.plot.picture.Figure", None)
+    monkeypatch.setattr("course.figures.picture.Figure", None)
     for control in explorer.controls.values():
         for value in stops(control)[:3]:
             if value != control.value:
@@ -148,8 +149,8 @@ def test_a_change_is_one_update_that_draws_no_figure_and_sends_little(make, monk
 
 def counted(monkeypatch, name):
     """The calls of a function of the explorers' module, from now on."""
-    calls, function = [], getattr(qlib.plot.explorers, name)
-    monkeypatch.setattr(qlib.plot.explorers, name, lambda *args: calls.append(args) or function(*args))
+    calls, function = [], getattr(explorers, name)
+    monkeypatch.setattr(explorers, name, lambda *args: calls.append(args) or function(*args))
     return calls
 
 
@@ -215,7 +216,7 @@ def test_the_map_is_that_of_quantize_and_dequantize(tenths, zero_point):
     values = quantize(T, scale, zero_point)
     back = dequantize(values, scale, zero_point)
     assert torch.equal(mapped.values, values) and torch.equal(mapped.back, back)
-    assert f"Mean squared error {rounded(quantization_error(T, back), 3)}." in mapped.text
+    assert f"Mean squared error {as_text(quantization_error(T, back), 3)}." in mapped.text
     unclamped = torch.round(T / scale + zero_point)
     outside = (unclamped != unclamped.clamp(-128, 127)).sum().item()
     assert f"Outside of that: {outside or 'none'} of 9 numbers" in mapped.text
@@ -292,7 +293,7 @@ def test_the_grid_says_what_the_library_finds(lesson_5):
         back = qtensor.dequantize()
         assert f"{len(qtensor.values.unique())} of {2**bits} codes used" in explorer.text
         assert f"mean squared error {plot.significant(quantization_error(lesson_5[label], back))}" in explorer.text
-        assert f"SQNR {rounded(sqnr(lesson_5[label], back), 1)} dB" in explorer.text
+        assert f"SQNR {as_text(sqnr(lesson_5[label], back), 1)} dB" in explorer.text
 
 
 def test_the_explorer_says_what_the_picture_of_the_same_grid_says(lesson_5):
@@ -344,8 +345,8 @@ def test_the_groups_cost_what_a_qtensor_costs_and_lose_what_it_loses():
         set_to(explorer, **dict(zip(names, values, strict=True)))
         granularity, bits, zero_point = values
         qtensor = quantize_tensor(SKEWED, Scheme(bits, not zero_point, **plot.GRANULARITIES[granularity]))
-        assert explorer.text.startswith(f"{qtensor.scheme}: {rounded(qtensor.bits_per_weight, 3)} bits a weight, ")
-        assert f"SQNR of the whole matrix {rounded(sqnr(SKEWED, qtensor.dequantize()), 1)} dB" in explorer.text
+        assert explorer.text.startswith(f"{qtensor.scheme}: {as_text(qtensor.bits_per_weight, 3)} bits a weight, ")
+        assert f"SQNR of the whole matrix {as_text(sqnr(SKEWED, qtensor.dequantize()), 1)} dB" in explorer.text
 
 
 def test_what_lesson_8_says_was_seen(outlier_matrix):

@@ -18,8 +18,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from tests import hub as hub_module
-from tests.hub import LARGEST_FILE, TOKEN, Hub, Session, open_hub
+from course import hub as hub_module
+from course.hub import LARGEST_FILE, TOKEN, Hub, Session, open_hub
 from tests.lessons import ROOT
 
 REPO = "learner/tiny"

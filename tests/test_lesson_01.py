@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 
-from qlib import INT4, INT8, Scheme, plot, quantize_tensor
-from qlib.models import DATA, embed, load_encoder, load_sentences
+from course import figures as plot
+from course.models import DATA, embed, load_encoder, load_sentences
+from qlib import INT4, INT8, Scheme, quantize_tensor
 from qlib.report import fit_text, in_units, nearest, quantized_bytes, state_dict_bytes, weight_bytes
 
 BILLION = 10**9

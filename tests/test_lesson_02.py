@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import datasets
 
-from qlib import pack, plot, unpack
-from qlib.exercises.exercise import find_exercise
-from qlib.exercises.judge import CORRECT, INCORRECT, judge
-from qlib.models import DATA, accuracy, load_digits, load_small_net, small_net
+from course import figures as plot
+from course.exercises.exercise import find_exercise
+from course.exercises.judge import CORRECT, INCORRECT, judge
+from course.models import DATA, accuracy, load_digits, load_small_net, small_net
+from qlib import pack, unpack
 from qlib.packing import bit_string, field_widths, float_fields, from_twos_complement
 from tests.lessons import ROOT, code_cells, committed
 
@@ -136,7 +137,7 @@ def test_what_the_script_saves_is_what_load_small_net_loads(train_digits, tmp_pa
     nets = [small_net(64, 5, 10), small_net(64, 5, 10)]
     (tmp_path / "digits").mkdir()
     monkeypatch.setattr(train_digits, "DATA", tmp_path)
-    monkeypatch.setattr("qlib.models.digits.DATA", tmp_path)
+    monkeypatch.setattr("course.models.digits.DATA", tmp_path)
     train_digits.save_nets("two", nets)
     first = (tmp_path / "digits" / "two.safetensors").read_bytes()
     train_digits.save_nets("two", nets)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from qlib import dequantize, plot, quantize
-from qlib.models import load_encoder
+from course import figures as plot
+from course.models import load_encoder
+from qlib import dequantize, quantize
 from qlib.report import quantization_error
 
 T = torch.tensor([[191.6, -13.5, 728.6], [92.14, 295.5, -184.0], [0.0, 684.6, 245.5]])

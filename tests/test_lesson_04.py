@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from qlib import Scheme, choose_qparams, course, dequantize, plot, quant_range, quantize, quantize_tensor
+from course import figures as plot
+from course import helper
+from course.exercises.exercise import find_exercise
+from course.exercises.judge import INCORRECT, judge
+from qlib import Scheme, choose_qparams, dequantize, quant_range, quantize, quantize_tensor
 from qlib.affine import asymmetric_qparams
-from qlib.exercises.exercise import find_exercise
-from qlib.exercises.judge import INCORRECT, judge
 from qlib.report import quantization_error, sqnr
 
 T = torch.tensor([[191.6, -13.5, 728.6], [92.14, 295.5, -184.0], [0.0, 684.6, 245.5]])
@@ -67,7 +69,7 @@ def test_the_integers_mean_nothing_without_their_own_pair():
 
 
 def test_the_course_gives_the_same_integers():
-    integers, scale, zero_point = course.linear_quantization(T)
+    integers, scale, zero_point = helper.linear_quantization(T)
     qtensor = quantize_tensor(T, per_tensor())
     assert torch.equal(integers, qtensor.values)
     assert (scale, zero_point) == (qtensor.scale.item(), qtensor.zero_point.item())
@@ -120,7 +122,7 @@ def test_numbers_of_one_sign_put_the_zero_point_at_an_end():
 
 @pytest.fixture(scope="module")
 def query_weight():
-    from qlib.models import load_encoder
+    from course.models import load_encoder
 
     model, _ = load_encoder()
     return model.encoder.layer[0].attention.self.query.weight.detach()

@@ -8,9 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlib import Scheme, choose_qparams, course, dequantize, fake_quantize, load_tensors, plot, quant_range, quantize
+from course import figures as plot
+from course import helper
+from course.models import DATA, load_encoder, load_sentences
+from qlib import Scheme, choose_qparams, dequantize, fake_quantize, load_tensors, quant_range, quantize
 from qlib.affine import asymmetric_qparams, full_range_qparams, symmetric_qparams
-from qlib.models import DATA, load_encoder, load_sentences
 from qlib.report import quantization_error, sqnr
 
 T = torch.tensor([[191.6, -13.5, 728.6], [92.14, 295.5, -184.0], [0.0, 684.6, 245.5]])
@@ -56,19 +58,19 @@ def ratio(tensor, bits, symmetric):
 
 
 def test_the_courses_names_give_the_courses_figures():
-    scale = course.get_q_scale_symmetric(T)
-    quantized, same_scale = course.linear_q_symmetric(T)
+    scale = helper.get_q_scale_symmetric(T)
+    quantized, same_scale = helper.linear_q_symmetric(T)
     assert type(scale) is float and scale == same_scale == pytest.approx(5.7370, abs=5e-5)
     assert quantized.dtype == torch.int8
     assert quantized.tolist() == [[33, -2, 127], [16, 52, -32], [0, 119, 43]]
-    assert quantization_error(T, course.linear_dequantization(quantized, scale, 0)) == pytest.approx(2.5092, abs=5e-5)
+    assert quantization_error(T, helper.linear_dequantization(quantized, scale, 0)) == pytest.approx(2.5092, abs=5e-5)
 
 
 @pytest.mark.parametrize("name", ["get_q_scale_symmetric", "linear_q_symmetric"])
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.uint8, torch.float32], ids=str)
 def test_a_dtype_that_is_not_served_is_refused_and_not_forgotten(name, dtype):
     with pytest.raises(ValueError, match=str(dtype)):
-        getattr(course, name)(T, dtype=dtype)
+        getattr(helper, name)(T, dtype=dtype)
 
 
 def test_pytorchs_observers_put_the_largest_magnitude_half_a_step_beyond_qmax():

@@ -5,9 +5,10 @@ import itertools
 import pytest
 import torch
 
-from qlib import Scheme, choose_qparams, plot, quantize_tensor
+from course import figures as plot
+from course.models import load_encoder
+from qlib import Scheme, choose_qparams, quantize_tensor
 from qlib.affine import expand_groups
-from qlib.models import load_encoder
 from qlib.report import bits_per_weight, quantization_error, sqnr, weight_bytes
 
 T = torch.tensor([[191.6, -13.5, 728.6], [92.14, 295.5, -184.0], [0.0, 684.6, 245.5]])

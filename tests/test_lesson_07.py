@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from qlib import Scheme, choose_qparams, course, dequantize, fake_quantize, plot, quantize, quantize_tensor
+from course import figures as plot
+from course import helper
+from course.models import embed, load_encoder, load_sentences
+from qlib import Scheme, choose_qparams, dequantize, fake_quantize, quantize, quantize_tensor
 from qlib.affine import channel_range
-from qlib.models import embed, load_encoder, load_sentences
 from qlib.report import cosine, quantization_error, sqnr
 
 T = torch.tensor([[191.6, -13.5, 728.6], [92.14, 295.5, -184.0], [0.0, 684.6, 245.5]])
@@ -43,15 +45,15 @@ def test_the_integers_per_row_and_per_column():
 
 @pytest.mark.parametrize("dim", [0, 1])
 def test_the_courses_name_gives_the_same_with_a_scale_that_broadcasts(dim):
-    quantized, scale = course.linear_q_symmetric_per_channel(T, dim=dim, dtype=torch.int8)
+    quantized, scale = helper.linear_q_symmetric_per_channel(T, dim=dim, dtype=torch.int8)
     assert scale.shape == [(3, 1), (1, 3)][dim]
     assert torch.equal(quantized, quantize_tensor(T, Scheme(axis=dim)).values)
-    assert torch.equal(course.linear_dequantization(quantized, scale, 0), fake_quantize(T, Scheme(axis=dim)))
+    assert torch.equal(helper.linear_dequantization(quantized, scale, 0), fake_quantize(T, Scheme(axis=dim)))
 
 
 def test_the_courses_name_takes_int8_only():
     with pytest.raises(ValueError, match=r"torch\.int8"):
-        course.linear_q_symmetric_per_channel(T, 0, dtype=torch.int16)
+        helper.linear_q_symmetric_per_channel(T, 0, dtype=torch.int16)
 
 
 # ---------------------------------------------------------------- broadcasting

@@ -5,10 +5,11 @@ import itertools
 import pytest
 import torch
 
-import qlib.course as helper
-from qlib import Scheme, choose_qparams, dequantize, fake_quantize, plot, quantize, quantize_tensor
+import course.helper as helper
+from course import figures as plot
+from course.models import embed, load_encoder, load_sentences
+from qlib import Scheme, choose_qparams, dequantize, fake_quantize, quantize, quantize_tensor
 from qlib.affine import expand_groups, split_groups
-from qlib.models import embed, load_encoder, load_sentences
 from qlib.report import bits_per_weight, cosine, frontier, quantization_error, sqnr
 
 M = torch.tensor(

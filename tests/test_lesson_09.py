@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, linear, relu, unfold
 
-from qlib import Scheme, choose_qparams, course, dequantize, plot, quant_range, quantize
-from qlib.exercises.exercise import find_exercise
-from qlib.exercises.judge import INCORRECT, judge
+from course import figures as plot
+from course import helper
+from course.exercises.exercise import find_exercise
+from course.exercises.judge import INCORRECT, judge
+from course.models import DATA, accuracy, digits_conv_net, load_digits, load_digits_conv
+from qlib import Scheme, choose_qparams, dequantize, quant_range, quantize
 from qlib.linear import IntegerConv2d, IntegerLinear, integer_layer, integer_linear, linear_w8a32, requantize
 from qlib.model import fuse_batch_norms, fuse_conv_bn, integer_net, sequential
-from qlib.models import DATA, accuracy, digits_conv_net, load_digits, load_digits_conv
 from qlib.observers import MinMax, calibrate
 from qlib.report import sqnr, state_dict_bytes
 
@@ -34,7 +36,7 @@ def noise(*shape, seed=0):
 def test_the_courses_layer_gives_the_courses_figures():
     scale, zero_point = choose_qparams(W, PER_TENSOR)
     values = quantize(W, scale, zero_point)
-    for layer in (linear_w8a32, course.quantized_linear_W8A32_without_bias):
+    for layer in (linear_w8a32, helper.quantized_linear_W8A32_without_bias):
         got = layer(X, values, scale, zero_point)
         assert torch.allclose(got, torch.tensor([-2.9965, 3.8768, 9.3957]), atol=5e-5)
     assert torch.allclose(linear(X, W), torch.tensor([-3.0, 3.85, 9.38]), atol=5e-5)
@@ -44,7 +46,7 @@ def test_the_courses_formula_agrees_only_where_the_zero_point_is_0():
     scale, zero_point = choose_qparams(W, ASYMMETRIC)
     values = quantize(W, scale, zero_point)
     assert zero_point == -5
-    right = course.quantized_linear_W8A32_without_bias(X, values, scale, zero_point)
+    right = helper.quantized_linear_W8A32_without_bias(X, values, scale, zero_point)
     wrong = linear(X, values * scale + zero_point)
     assert torch.allclose(right, torch.tensor([-2.9782, 3.8571, 9.3741]), atol=5e-5)
     assert torch.allclose(wrong, torch.tensor([-33.4665, -26.6312, -21.1141]), atol=5e-5)

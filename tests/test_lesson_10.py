@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-import qlib.course as helper
-from qlib import INT8, QLinear, Scheme, choose_qparams, plot, quantize
-from qlib.course import W8A16LinearLayer, w8_a16_forward
-from qlib.exercises.exercise import find_exercise
-from qlib.exercises.judge import CORRECT, INCORRECT, judge
-from qlib.models import load_encoder, load_sentences
+import course.helper as helper
+from course import figures as plot
+from course.exercises.exercise import find_exercise
+from course.exercises.judge import CORRECT, INCORRECT, judge
+from course.helper import W8A16LinearLayer, w8_a16_forward
+from course.models import load_encoder, load_sentences
+from qlib import INT8, QLinear, Scheme, choose_qparams, quantize
 from qlib.report import sqnr, state_dict_bytes
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -202,7 +203,7 @@ def test_groups_and_zero_points_save_6_db_at_2_bits(dense):
 def test_a_solution_imports_what_it_uses_and_nothing_that_only_shares_a_name():
     assert find_exercise("10.1").solution().startswith("import torch\n\n\ndef w8_a16_forward")
     assert "w8_a16_forward(" in inspect.getsource(W8A16LinearLayer)
-    assert "from qlib.course import w8_a16_forward" in find_exercise("10.2").solution()
+    assert "from course.helper import w8_a16_forward" in find_exercise("10.2").solution()
 
 
 def test_the_check_names_the_recipe_of_the_notes():

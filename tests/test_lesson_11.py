@@ -8,11 +8,13 @@ import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from qlib import QLinear, Scheme, course, plot, quantize_model, replace_linear
-from qlib.exercises import find_exercise
-from qlib.exercises.judge import judge
+from course import figures as plot
+from course import helper
+from course.exercises import find_exercise
+from course.exercises.judge import judge
+from course.models import load_encoder
+from qlib import QLinear, Scheme, quantize_model, replace_linear
 from qlib.model import choose_layers, is_ignored, layers_to_quantize, places_of, tensors_of
-from qlib.models import load_encoder
 from qlib.report import state_dict_bytes
 
 INT8 = Scheme(bits=8)
@@ -71,7 +73,7 @@ def test_replacing_a_tied_head_adds_its_integers_and_a_copy_doubles_the_matrix()
     sizes = []
     for excluded in (["lm_head"], []):
         replaced = copy.deepcopy(model)
-        course.replace_linear_with_target(replaced, course.W8A16LinearLayer, excluded)
+        helper.replace_linear_with_target(replaced, helper.W8A16LinearLayer, excluded)
         sizes.append(bytes_of(replaced))
     assert sizes[1] - sizes[0] == 512 * 32 + 512 * 4 == 18432
     before = bytes_of(model)
@@ -161,22 +163,22 @@ def test_the_courses_function_replaces_the_structure_and_its_kin_quantizes_too()
     model = opt()
     ids = torch.tensor([[3, 5, 7, 9]])
     before = model(ids).logits
-    course.replace_linear_with_target_and_quantize(model, course.W8A16LinearLayer, ["lm_head"])
-    replaced = [name for name, layer in model.named_modules() if isinstance(layer, course.W8A16LinearLayer)]
+    helper.replace_linear_with_target_and_quantize(model, helper.W8A16LinearLayer, ["lm_head"])
+    replaced = [name for name, layer in model.named_modules() if isinstance(layer, helper.W8A16LinearLayer)]
     assert len(replaced) == 6 and isinstance(model.lm_head, nn.Linear)
     assert torch.nn.functional.cosine_similarity(before.flatten(), model(ids).logits.flatten(), dim=0) > 0.99
     empty = opt()
-    assert course.replace_linear_with_target(empty, course.W8A16LinearLayer, ["lm_head"]) is None
+    assert helper.replace_linear_with_target(empty, helper.W8A16LinearLayer, ["lm_head"]) is None
     assert empty.state_dict().keys() == model.state_dict().keys()
     assert not any(layer.training for layer in empty.modules())
 
 
 def test_the_courses_quantizer_keeps_ties_and_shared_layers():
     tied, shared = llama(), Branches()
-    course.replace_linear_with_target_and_quantize(tied, course.W8A16LinearLayer, [])
+    helper.replace_linear_with_target_and_quantize(tied, helper.W8A16LinearLayer, [])
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
-    course.replace_linear_with_target_and_quantize(shared, course.W8A16LinearLayer, [])
-    assert isinstance(shared.first[0], course.W8A16LinearLayer)
+    helper.replace_linear_with_target_and_quantize(shared, helper.W8A16LinearLayer, [])
+    assert isinstance(shared.first[0], helper.W8A16LinearLayer)
     assert shared.first[0] is shared.first[2] is shared.second["proj"]
 
 

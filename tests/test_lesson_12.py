@@ -9,10 +9,9 @@ import torch
 import transformers
 from torch.nn import Linear, ModuleDict
 
-import qlib.course as helper
-from qlib import INT2, INT4, INT8, QLinear, Scheme, plot, quantize_model
-from qlib.model import layers_to_leave, layers_to_quantize, sensitivity
-from qlib.models import (
+import course.helper as helper
+from course import figures as plot
+from course.models import (
     Boxes,
     average_precision,
     detect,
@@ -25,6 +24,8 @@ from qlib.models import (
     load_sentences,
     perplexity,
 )
+from qlib import INT2, INT4, INT8, QLinear, Scheme, quantize_model
+from qlib.model import layers_to_leave, layers_to_quantize, sensitivity
 from qlib.report import cosine, nearest
 
 SYMMETRIC_2 = Scheme(bits=2, group_size=32)

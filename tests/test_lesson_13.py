@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 import transformers
 
-from qlib import INT4, QLinear, Scheme, plot, quantize_tensor, replace_linear
+from course import figures as plot
+from qlib import INT4, QLinear, Scheme, quantize_tensor, replace_linear
 from qlib.affine import block_range, qparam_shape
 from qlib.checkpoint import DTYPES, put_tensor, read_tensor, save_quantized
 from qlib.model import still_on_meta

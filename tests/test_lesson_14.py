@@ -5,9 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlib import Scheme, pack, plot, quantize_tensor, unpack
+from course import figures as plot
+from course.figures import Bits
+from qlib import Scheme, pack, quantize_tensor, unpack
 from qlib.packing import LAYOUTS, get_field, put_field
-from qlib.plot import Bits
 from qlib.report import in_units, weight_bytes
 
 BYTE = st.integers(0, 255)

@@ -7,10 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlib import Scheme, course, pack, plot, quantize_tensor, unpack
-from qlib.exercises.judge import judge
-from qlib.exercises.lesson_15 import PACK, python_steps
-from qlib.models import load_encoder
+from course import figures as plot
+from course import helper
+from course.exercises.judge import judge
+from course.exercises.lesson_15 import PACK, python_steps
+from course.models import load_encoder
+from qlib import Scheme, pack, quantize_tensor, unpack
 from qlib.packing import from_twos_complement, pack_loop, unpack_loop
 from qlib.report import weight_bytes
 
@@ -22,9 +24,9 @@ THREES = [1, 0, 3, 2, 7, 5, 4, 6]
 
 
 def test_the_courses_names_and_figures():
-    assert course.pack_weights(EIGHT[:4], 2).tolist() == [177]
-    assert course.pack_weights(EIGHT, 2).tolist() == [177, 255]
-    assert course.unpack_weights(torch.tensor([177, 255], dtype=torch.uint8), 2).tolist() == EIGHT.tolist()
+    assert helper.pack_weights(EIGHT[:4], 2).tolist() == [177]
+    assert helper.pack_weights(EIGHT, 2).tolist() == [177, 255]
+    assert helper.unpack_weights(torch.tensor([177, 255], dtype=torch.uint8), 2).tolist() == EIGHT.tolist()
 
 
 def test_the_byte_after_each_of_the_courses_four_values():

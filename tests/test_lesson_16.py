@@ -5,9 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlib import INT2, QLinear, Scheme, course, kernels, pack, plot, unpack
-from qlib.exercises.judge import judge
-from qlib.exercises.lesson_16 import PACKED_LINEAR
+from course import figures as plot
+from course import helper
+from course.exercises.judge import judge
+from course.exercises.lesson_16 import PACKED_LINEAR
+from qlib import INT2, QLinear, Scheme, kernels, pack, unpack
 from qlib.linear import packed_linear
 from qlib.report import memory_traffic
 
@@ -19,7 +21,7 @@ EIGHT = [1, 0, 3, 2, 3, 3, 3, 3]
 
 def test_the_courses_names_and_figures():
     packed = torch.tensor([177, 255], dtype=torch.uint8)
-    assert course.unpack_weights(packed, 2).tolist() == unpack(packed, 2).tolist() == EIGHT
+    assert helper.unpack_weights(packed, 2).tolist() == unpack(packed, 2).tolist() == EIGHT
 
 
 def test_column_by_column_four_of_the_eight_are_wrong():

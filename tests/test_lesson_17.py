@@ -9,11 +9,12 @@ import pathlib
 import pytest
 import torch
 
-from qlib import Scheme, dequantize, methods, plot, quantize_tensor
+from course import figures as plot
+from course.models import DATA, load_code_tokens, load_encoder, load_sentences
+from qlib import Scheme, dequantize, methods, quantize_tensor
 from qlib.affine import expand_groups
 from qlib.methods.gptq import inverse_factor
 from qlib.methods.llm_int8 import integer_part
-from qlib.models import DATA, load_code_tokens, load_encoder, load_sentences
 
 ROOT = pathlib.Path(__file__).parent.parent
 

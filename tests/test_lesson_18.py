@@ -9,14 +9,15 @@ import pytest
 import torch
 
 import qlib
-from qlib import QLinear, Scheme, load_quantized, plot, quantize_model
-from qlib.capstone import BUDGET, best_within, in_float32, load_best, load_results, saved_bytes, store_small
-from qlib.exercises import trial
-from qlib.exercises.exercise import all_exercises, asked_for, find_exercise
-from qlib.exercises.judge import CORRECT, INCORRECT, judge
+from course import figures as plot
+from course.capstone import BUDGET, best_within, in_float32, load_best, load_results, saved_bytes, store_small
+from course.exercises import trial
+from course.exercises.exercise import all_exercises, asked_for, find_exercise
+from course.exercises.judge import CORRECT, INCORRECT, judge
+from course.figures.capstone import QLIB, READERS, ROOMS, direct, floors, imports_between_rooms, in_words, lessons_of
+from course.models import DATA, load_code_model, load_code_tokens, perplexity
+from qlib import QLinear, Scheme, load_quantized, quantize_model
 from qlib.methods import awq_rescale
-from qlib.models import DATA, load_code_model, load_code_tokens, perplexity
-from qlib.plot.capstone import QLIB, READERS, ROOMS, direct, floors, imports_between_rooms, in_words, lessons_of
 from tests.lessons import LESSONS, ROOT
 from tests.small_capstone import small_task
 

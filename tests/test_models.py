@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers
 
-from qlib import models
-from qlib.models import embed, encoder_folder, load_encoder, load_sentences, quiet_loading
+from course import models
+from course.models import embed, encoder_folder, load_encoder, load_sentences, quiet_loading
 
 SENTENCES = [
     "The cat is asleep on the windowsill.",

@@ -11,7 +11,7 @@ import nbclient
 import nbformat
 import pytest
 
-from qlib.exercises.exercise import Value
+from course.exercises.exercise import Value
 from tests.lessons import (
     LESSONS,
     OTHER_NOTEBOOKS,

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from fontTools.ttLib import TTFont
 
-from qlib.exercises.exercise import all_exercises
+from course.exercises.exercise import all_exercises
 from scripts.pages import build
 from tests.lessons import LESSONS, OTHER_NOTEBOOKS, ROOT, exercises_of
 

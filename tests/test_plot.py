@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from course.figures import Picture, curve, heatmaps, histogram, new_figure, significant
+from course.figures.matrices import LARGEST_GRID
+from course.figures.picture import ERRORS, VALUES
 from qlib import Scheme, quantize_tensor
-from qlib.plot import Picture, curve, heatmaps, histogram, new_figure, significant
-from qlib.plot.matrices import LARGEST_GRID
-from qlib.plot.picture import ERRORS, VALUES
 
 PANELS = ["Original", "Quantized", "Dequantized", "Error"]
 T = torch.tensor([[191.6, -13.5, 728.6], [92.14, 295.5, -184.0], [0.0, 684.6, 245.5]])

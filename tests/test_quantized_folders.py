@@ -15,9 +15,9 @@ import safetensors.torch
 import torch
 import transformers
 
+from course.models import encoder_folder
 from qlib import QLinear, Scheme, load_quantized, quantize_checkpoint, quantize_model, save_quantized
 from qlib.model import tensors_of
-from qlib.models import encoder_folder
 from qlib.report import file_bytes, state_dict_bytes
 from tests.tiny_models import MODELS, assert_same_outputs, outputs, tiny_model
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from course.show import show, table
 from qlib import Scheme, quantize_tensor, report, save_tensors
 from qlib.report import (
     cosine,
@@ -19,10 +20,8 @@ from qlib.report import (
     quantization_error,
     quantized_bytes,
     rounded,
-    show,
     sqnr,
     state_dict_bytes,
-    table,
     top1_agreement,
 )
 

@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 
-from qlib.exercises.exercise import all_exercises
+from course.exercises.exercise import all_exercises
 from tests.lessons import LESSONS, ROOT, code_cells, committed, exercises_of, prose_of
 from tests.test_notebooks import TITLES, make_test
 

@@ -10,9 +10,9 @@ import warnings
 
 import torch
 
+from qlib.console import progress_bar
 from qlib.linear import QLinear
 from qlib.model import choose_layers, layers_to_quantize, quantize_model
-from qlib.report import progress_bar
 
 
 def run(model, batch):

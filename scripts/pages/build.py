@@ -20,8 +20,8 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 
-from qlib.exercises.card import as_html
-from qlib.exercises.exercise import all_exercises
+from course.exercises.card import as_html
+from course.exercises.exercise import all_exercises
 
 HERE = Path(__file__).parent
 NOTEBOOKS = HERE.parent.parent / "notebooks"

@@ -2,8 +2,8 @@
 
 import re
 
-from qlib.exercises.card import COLOURS
-from qlib.exercises.exercise import find_exercise
+from course.exercises.card import COLOURS
+from course.exercises.exercise import find_exercise
 from tests.lessons import LESSONS, code_cells, exercise_in, fill_in
 
 LESSON = next(name for name in LESSONS if name.startswith("03"))
@@ -54,7 +54,7 @@ def test_a_learners_hour_with_03_quantize(open_lesson, lab):
     assert "runs on your answer" in card(exercise, "✓", "03.1 quantize: correct")
 
     # Another day: a cell of one's own at the end, Restart, Run All.
-    lesson.call("appendCell", "from qlib.exercises import progress\n\nprogress()")
+    lesson.call("appendCell", "from course import progress\n\nprogress()")
     lesson.run_all("runmenu:restart-and-run-all")
     assert not [o for cell in lesson.cells() for o in cell.get("outputs", ()) if o["output_type"] == "error"]
     card(exercise, "✓", "03.1 quantize: correct")

@@ -1,0 +1,5 @@
+"""`python -m course.exercises` prints the learner's progress."""
+
+from course import progress
+
+print(progress())

@@ -1,0 +1,56 @@
+"""The learner's state over all lessons, as a small drawing and as text."""
+
+import itertools
+
+from course.exercises.card import COLOURS
+from course.exercises.judge import CORRECT, INCORRECT
+from course.exercises.record import read_record
+
+MARK = {CORRECT: "✓", INCORRECT: "✗"}
+
+
+class Progress:
+    """Draws, for {id: Exercise}, which are solved (✓), tried (✗) and still to do (○)."""
+
+    def __init__(self, exercises):
+        record = read_record()
+        self.marks = {e.id: (MARK.get(record.get(e.id), "○"), e.name) for e in exercises.values()}
+
+    def lessons(self):
+        """(lesson number, [(id, mark, name), …]) for each lesson that has exercises."""
+        entries = ((exercise_id, *state) for exercise_id, state in self.marks.items())
+        return [(number, list(group)) for number, group in itertools.groupby(entries, key=lambda e: e[0].split(".")[0])]
+
+    def headline(self):
+        """How many are solved, and the first that is not: "3 of 34 exercises solved; next is 03.1 quantize"."""
+        to_do = [f"{exercise_id} {name}" for exercise_id, (mark, name) in self.marks.items() if mark != "✓"]
+        solved = f"{len(self.marks) - len(to_do)} of {len(self.marks)} exercises solved"
+        return f"{solved}; next is {to_do[0]}" if to_do else f"{solved}: all of them"
+
+    def __repr__(self):
+        lines = [self.headline()]
+        for number, entries in self.lessons():
+            lines.append(
+                f"lesson {number}   "
+                + "   ".join(f"{mark} {exercise_id} {name}" for exercise_id, mark, name in entries)
+            )
+        return "\n".join(lines)
+
+    def _repr_html_(self):
+        cell = '<span style="margin-right: 1.5em; white-space: nowrap;"><b style="color: {}">{}</b> {} {}</span>'
+        rows = "".join(
+            f'<div><span style="display: inline-block; width: 6em;">Lesson {number}</span>'
+            + " ".join(cell.format(COLOURS[mark], mark, exercise_id, name) for exercise_id, mark, name in entries)
+            + "</div>"
+            for number, entries in self.lessons()
+        )
+        return f'<div class="qlib-card" style="line-height: 1.9;"><b>{self.headline()}</b>{self.bar()}{rows}</div>'
+
+    def bar(self):
+        """A strip with a field for each exercise, in the colour of its mark."""
+        fields = "".join(
+            f'<span style="display: inline-block; width: {100 / len(self.marks):.3f}%; height: 8px; '
+            f'background-color: {COLOURS[mark]}; opacity: {0.3 if mark == "○" else 1};"></span>'
+            for mark, _ in self.marks.values()
+        )
+        return f'<div style="max-width: 52em; line-height: 0; margin: 6px 0;">{fields}</div>'
