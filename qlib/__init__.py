@@ -6,20 +6,24 @@ qtensor = quantize_tensor(weight, Scheme(bits=4, group_size=64))
 qtensor.dequantize(), qtensor.nbytes, qtensor.bits_per_weight
 """
 
-from qlib.affine import choose_qparams, dequantize, fake_quantize, quant_range, quantize
+from qlib.affine import choose_qparams, dequantize, quant_range, quantize
 from qlib.checkpoint import load_quantized, load_tensors, quantize_checkpoint, save_quantized, save_tensors
 from qlib.linear import QLinear
 from qlib.model import quantize_model, replace_linear
 from qlib.packing import pack, unpack
-from qlib.scheme import INT2, INT4, INT8, Scheme
-from qlib.tensor import QTensor, quantize_tensor
+from qlib.scheme import FP8, INT2, INT4, INT8, MXFP4, NF4, NVFP4, Scheme
+from qlib.tensor import QTensor, fake_quantize, quantize_tensor
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FP8",
     "INT2",
     "INT4",
     "INT8",
+    "MXFP4",
+    "NF4",
+    "NVFP4",
     "QLinear",
     "QTensor",
     "Scheme",

@@ -12,7 +12,7 @@ def quant_range(bits):
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
-def quantize(tensor, scale, zero_point, bits=8):
+def quantize(tensor, scale, zero_point, bits=8, group_size=None):
     """Turn real numbers into integers: q = round(r / scale + zero_point), held inside the range of `bits` bits.
 
     Ties go to the even integer, as torch.round has it. PyTorch's own quantizers multiply by 1 / scale, and some of
@@ -21,30 +21,31 @@ def quantize(tensor, scale, zero_point, bits=8):
     Args:
         tensor: real numbers of any floating dtype and any shape.
         scale: float32, the distance between two neighbouring integers in the unit of `tensor`; a number or a
-            tensor that broadcasts against `tensor`, or (rows, groups) for groups of equal size.
+            tensor that broadcasts against `tensor`, or (rows, groups).
         zero_point: the integer that stands for 0.0; same shapes as `scale`.
         bits: width of the integers, at most 8.
+        group_size: columns in a group, for (rows, groups); None where all groups are of one size.
 
     Returns:
         int8 tensor of the shape of `tensor`; what lies outside the range takes the nearest end of it.
     """
     qmin, qmax = quant_range(bits)
-    scale, zero_point = expand_groups(scale, tensor), expand_groups(zero_point, tensor)
+    scale, zero_point = (expand_groups(qparam, tensor, group_size) for qparam in (scale, zero_point))
     q = torch.round(tensor.float() / scale + zero_point)
     return q.clamp(qmin, qmax).to(torch.int8)
 
 
-def dequantize(values, scale, zero_point):
+def dequantize(values, scale, zero_point, group_size=None):
     """Turn integers back into real numbers: r = scale * (q - zero_point).
 
     Args:
         values: integers, any shape.
-        scale, zero_point: as for `quantize`.
+        scale, zero_point, group_size: as for `quantize`.
 
     Returns:
         float32 tensor of the shape of `values`, in the unit of `scale`.
     """
-    scale, zero_point = expand_groups(scale, values), expand_groups(zero_point, values)
+    scale, zero_point = (expand_groups(qparam, values, group_size) for qparam in (scale, zero_point))
     return scale * (values.float() - zero_point)
 
 
@@ -109,18 +110,16 @@ def choose_qparams(tensor, scheme):
 
     Returns:
         (scale, zero_point): float32 and int8, of shape () per tensor, (rows, 1) per row, (1, columns) per column,
-        (rows, groups) per group. In symmetric mode the zero point is a single 0.
+        (rows, groups) per group. In symmetric mode the zero point is a single 0. How the scheme keeps its scales is
+        not looked at here: see grids.store_scale.
     """
     low, high = block_range(tensor.float(), scheme)
-    if scheme.symmetric:
-        return symmetric_qparams(torch.maximum(-low, high), scheme.bits)
-    return asymmetric_qparams(low, high, scheme.bits)
-
-
-def fake_quantize(tensor, scheme):
-    """Quantize and dequantize at once: `tensor` as it would be after a trip through the integers, in float32."""
-    scale, zero_point = (expand_groups(qparam, tensor, scheme.group_size) for qparam in choose_qparams(tensor, scheme))
-    return dequantize(quantize(tensor, scale, zero_point, scheme.bits), scale, zero_point)
+    if not scheme.symmetric:
+        return asymmetric_qparams(low, high, scheme.bits)
+    absmax = torch.maximum(-low, high)
+    if scheme.grid == "integer":
+        return symmetric_qparams(absmax, scheme.bits)
+    return nonzero_scale(absmax / scheme.largest), torch.tensor(0, dtype=torch.int8)
 
 
 def block_range(tensor, scheme):

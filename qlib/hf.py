@@ -18,7 +18,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qlib.checkpoint import METHOD
-from qlib.kernels import plan_for
+from qlib.kernels.choose import plan_for
 from qlib.kinds import empty_layers, entries_of, kind_of
 from qlib.linear import QLinear
 from qlib.model import choose_layers, replace_layers, set_submodule

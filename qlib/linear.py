@@ -5,7 +5,6 @@ The arithmetic of W8A8 is that of Jacob et al. 2018 (arXiv:1712.05877), section 
 
 import torch
 
-from qlib import kernels
 from qlib.affine import (
     asymmetric_qparams,
     channel_range,
@@ -15,6 +14,7 @@ from qlib.affine import (
     quant_range,
     quantize,
 )
+from qlib.kernels import choose as kernels
 from qlib.packing import unpack
 from qlib.scheme import INT8
 from qlib.tensor import QTensor, quantize_tensor

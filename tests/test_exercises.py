@@ -56,7 +56,7 @@ def test_a_blank_stub_is_not_attempted(exercise):
 
 @pytest.mark.parametrize(("exercise", "mistake"), MISTAKES, ids=lambda p: getattr(p, "id", None) or name_of(p.answer))
 def test_every_known_mistake_is_rejected_and_named(exercise, mistake):
-    verdict = judge(exercise, mistake.answer)
+    verdict = judge(exercise, mistake.answer_to(exercise.key))
     assert verdict.outcome == INCORRECT
     assert mistake.diagnosis in verdict.message
 

@@ -17,11 +17,12 @@ from course import figures as plot
 from course.figures import explorers
 from course.models import DATA, load_digits, load_digits_conv, load_encoder
 from qlib import Scheme, dequantize, load_tensors, quantize, quantize_tensor
-from qlib.affine import asymmetric_qparams, fake_quantize
+from qlib.affine import asymmetric_qparams
 from qlib.model import fuse_batch_norms
 from qlib.observers import Percentile, calibrate, percentile_range, range_error
 from qlib.packing import get_field
 from qlib.report import as_text, bits_per_weight, fit_text, quantization_error, sqnr
+from qlib.tensor import fake_quantize
 from tests.test_plot import assert_draws
 
 T = torch.tensor([[191.6, -13.5, 728.6], [92.14, 295.5, -184.0], [0, 684.6, 245.5]])

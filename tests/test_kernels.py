@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlib import QLinear, Scheme, kernels
+from qlib import QLinear, Scheme
 from qlib.affine import expand_groups
+from qlib.kernels import choose as kernels
 from tests.strategies import schemes
 
 numba = pytest.importorskip("numba")
@@ -395,7 +396,7 @@ def test_starting_numbas_threads_leaves_pytorchs_number_as_it_is():
     script = """
         import numba, torch
         torch.set_num_threads(1)
-        from qlib import kernels
+        from qlib.kernels import choose as kernels
         kernels.threads_in_pool()
         assert numba.get_num_threads() == numba.config.NUMBA_NUM_THREADS
         assert torch.get_num_threads() == 1, torch.get_num_threads()

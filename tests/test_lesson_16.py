@@ -9,7 +9,8 @@ from course import figures as plot
 from course import helper
 from course.exercises.judge import judge
 from course.exercises.lesson_16 import PACKED_LINEAR
-from qlib import INT2, QLinear, Scheme, kernels, pack, unpack
+from qlib import INT2, QLinear, Scheme, pack, unpack
+from qlib.kernels import choose as kernels
 from qlib.linear import packed_linear
 from qlib.report import memory_traffic
 

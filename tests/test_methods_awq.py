@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlib import Scheme, quantize_tensor
-from qlib.affine import choose_qparams, dequantize, fake_quantize, quant_range
+from qlib.affine import choose_qparams, dequantize, quant_range
 from qlib.checkpoint import load_quantized, save_quantized
 from qlib.linear import QLinear
 from qlib.methods import awq_model, awq_rescale, awq_scale, gptq_model, hessian, output_errors
 from qlib.methods.awq import power_scale
+from qlib.tensor import fake_quantize
 from tests.strategies import schemes
 from tests.tiny_models import VOCABULARY, assert_same_outputs, outputs, tiny_model
 

@@ -13,13 +13,13 @@ import torch
 from course.show import show, table
 from qlib import Scheme, quantize_tensor, report, save_tensors
 from qlib.report import (
+    as_text,
     cosine,
     file_bytes,
     in_units,
     nearest,
     quantization_error,
     quantized_bytes,
-    rounded,
     sqnr,
     state_dict_bytes,
     top1_agreement,
@@ -206,17 +206,17 @@ def test_top1_agreement_is_the_share_of_rows_with_the_same_neighbour():
     ids=repr,
 )
 def test_numbers_are_shown_rounded(value, text):
-    assert rounded(value) == text
+    assert as_text(value) == text
 
 
 @pytest.mark.parametrize(("digits", "text"), [(0, "1235"), (1, "1234.6"), (2, "1234.57"), (6, "1234.5678")])
 def test_as_many_digits_as_asked_for(digits, text):
-    assert rounded(1234.5678, digits) == text
+    assert as_text(1234.5678, digits) == text
 
 
 def test_round_numbers_keep_their_zeros_when_no_decimals_are_asked_for():
-    assert rounded(1200.0, 0) == "1200"
-    assert rounded(-0.4, 0) == "0"
+    assert as_text(1200.0, 0) == "1200"
+    assert as_text(-0.4, 0) == "0"
 
 
 def test_show_prints_values_side_by_side_and_named_ones_in_lines(capsys):

@@ -16,6 +16,8 @@ from collections.abc import Callable
 
 import torch
 
+from course.exercises.mistakes import Mistake, pairs_of, plain_source  # noqa: F401 - lessons take Mistake from here
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -31,19 +33,6 @@ class Case:
     args: tuple = ()
     kwargs: dict = dataclasses.field(default_factory=dict)
     use: Callable | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Mistake:
-    """A wrong answer that people really give, as code, and what to tell them.
-
-    Args:
-        answer: the wrong function, class or value.
-        diagnosis: a phrase that fits after "That is what you get": "with no clamp before the cast".
-    """
-
-    answer: object
-    diagnosis: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +77,7 @@ class Exercise:
         properties: what must hold beyond the cases.
         parts: names of what the key returns, where it returns several things.
         any_integer: parts (or "result") for which every integer dtype will do.
+        equivalent: {a mutation of the key, as mutations.py words it: why it changes nothing that is asked}.
         explain: explain(args, index) tells how the right element at `index` comes about: "728.6 / 3.5 - 70 = 138.17".
         trial: for an exercise without one right answer, how answers are scored: a course.exercises.trial.Trial. It
             recognises the mistakes by itself.
@@ -102,6 +92,7 @@ class Exercise:
     properties: list = dataclasses.field(default_factory=list)
     parts: tuple = ()
     any_integer: tuple = ()
+    equivalent: dict = dataclasses.field(default_factory=dict)
     explain: Callable | None = None
     trial: object = None
 
@@ -109,6 +100,11 @@ class Exercise:
     def answer(self):
         """What `check` hands back where the learner has no right answer yet."""
         return self.key.value if isinstance(self.key, Value) else self.key
+
+    @functools.cached_property
+    def pairs(self):
+        """The Mistakes of those who make two of the known ones at once."""
+        return [] if isinstance(self.key, Value) else pairs_of(self.mistakes, self.key)
 
     def solution(self):
         """The key as code that runs when pasted into a lesson: the imports it needs, then qlib's own source.
@@ -118,7 +114,7 @@ class Exercise:
         if isinstance(self.key, Value):
             return f"{self.name} = {self.key.expression}\n"
         imports = imports_of(self.key)
-        return imports + ("\n\n\n" if imports else "") + with_short_docstrings(inspect.getsource(self.key))
+        return imports + ("\n\n\n" if imports else "") + with_short_docstrings(plain_source(self.key))
 
 
 @functools.cache
@@ -152,6 +148,7 @@ def asked_for():
 
 def imports_of(key):
     """Import lines for the global names that a function or class uses, one a module, sorted."""
+    key = inspect.unwrap(key)
     functions = [key] if inspect.isfunction(key) else [f for f in vars(key).values() if inspect.isfunction(f)]
     modules, names = set(), collections.defaultdict(set)
     for function in functions:

@@ -4,6 +4,7 @@ import dataclasses
 import dis
 import inspect
 import numbers
+import time
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ import torch
 from course.exercises import sandbox
 from course.exercises.exercise import Value
 from qlib.report import as_text
+
+PATIENCE = 5  # seconds for comparing an answer with pairs of mistakes
+OUTCOMES = {}  # (exercise id, diagnosis): what that mistake does on each case
 
 CORRECT, INCORRECT, NOT_ATTEMPTED = "correct", "incorrect", "not attempted"
 
@@ -125,8 +129,9 @@ def judge_code(exercise, answer):
             return join(f"With {case.label}: {message}", None if endless else diagnosis(exercise, answer, case))
     message = first_broken(exercise, answer)
     if message:
-        same = (m for m in exercise.mistakes if first_broken(exercise, m.answer) == message)
-        named = next((m for m in same if passes_the_cases(exercise, m.answer)), None)
+        answers = {m: m.answer_to(exercise.key) for m in exercise.mistakes}
+        same = (m for m, wrong in answers.items() if first_broken(exercise, wrong) == message)
+        named = next((m for m in same if passes_the_cases(exercise, answers[m])), None)
         return join(message, named and f"That is what you get {named.diagnosis}.")
     return None
 
@@ -266,17 +271,35 @@ def broken(held, answer):
 
 
 def diagnosis(exercise, answer, failing):
-    """The known mistake that does what the answer does, on every case or as far as the failing one, as a sentence."""
+    """The known mistake, or the pair of them, that does what the answer does, as a sentence.
+
+    On every case; or, of a single one, as far as the failing case, if no other does the same so far.
+    """
     got = [call(case, answer) for case in exercise.cases]
     until = exercise.cases.index(failing) + 1
     alike_so_far = []
     for mistake in exercise.mistakes:
-        does = [call(case, mistake.answer) for case in exercise.cases]
+        does = outcomes(exercise, mistake)
         if all(map(alike, does, got)):
             return f"That is what you get {mistake.diagnosis}."
         if all(map(alike, does[:until], got[:until])):
             alike_so_far.append(mistake)
+    deadline = time.monotonic() + PATIENCE
+    for pair in exercise.pairs:
+        if all(map(alike, outcomes(exercise, pair), got)):
+            return f"That is what you get {pair.diagnosis}."
+        if time.monotonic() > deadline:
+            break
     return f"That is what you get {alike_so_far[0].diagnosis}." if len(alike_so_far) == 1 else None
+
+
+def outcomes(exercise, mistake):
+    """What a known mistake does on each case; worked out once."""
+    done = OUTCOMES.setdefault((exercise.id, mistake.diagnosis), [])
+    if not done:
+        answer = mistake.answer_to(exercise.key)
+        done += [call(case, answer) for case in exercise.cases]
+    return done
 
 
 def alike(a, b):

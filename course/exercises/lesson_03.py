@@ -2,7 +2,8 @@
 
 import torch
 
-from course.exercises.exercise import Case, Exercise, Mistake, Property
+from course.exercises.exercise import Case, Exercise, Property
+from course.exercises.mistakes import Mistake, edit
 from qlib.affine import dequantize, quant_range, quantize
 
 MATRIX = torch.tensor([[191.6, -13.5, 728.6], [92.14, 295.5, -184.0], [0.0, 684.6, 245.5]])
@@ -11,73 +12,6 @@ SPREAD = torch.linspace(-2.9, 3.1, 64).reshape(4, 16)
 
 
 # ---------------------------------------------------------------- 03.1 quantize
-
-
-def floors(tensor, scale, zero_point, bits=8):
-    qmin, qmax = quant_range(bits)
-    return torch.floor(tensor / scale + zero_point).clamp(qmin, qmax).to(torch.int8)
-
-
-def truncates(tensor, scale, zero_point, bits=8):
-    qmin, qmax = quant_range(bits)
-    return (tensor / scale + zero_point).clamp(qmin, qmax).to(torch.int8)
-
-
-def never_clamps(tensor, scale, zero_point, bits=8):
-    return torch.round(tensor / scale + zero_point).to(torch.int64).to(torch.int8)
-
-
-def clamps_after_the_cast(tensor, scale, zero_point, bits=8):
-    qmin, qmax = quant_range(bits)
-    return torch.round(tensor / scale + zero_point).to(torch.int64).to(torch.int8).clamp(qmin, qmax)
-
-
-def clamps_to_8_bits(tensor, scale, zero_point, bits=8):
-    return torch.round(tensor / scale + zero_point).clamp(-128, 127).to(torch.int8)
-
-
-def clamps_to_a_symmetric_range(tensor, scale, zero_point, bits=8):
-    _, qmax = quant_range(bits)
-    return torch.round(tensor / scale + zero_point).clamp(-qmax, qmax).to(torch.int8)
-
-
-def clamps_before_the_shift(tensor, scale, zero_point, bits=8):
-    qmin, qmax = quant_range(bits)
-    return (torch.round(tensor / scale).clamp(qmin, qmax) + zero_point).to(torch.int64).to(torch.int8)
-
-
-def drops_the_zero_point(tensor, scale, zero_point, bits=8):
-    qmin, qmax = quant_range(bits)
-    return torch.round(tensor / scale).clamp(qmin, qmax).to(torch.int8)
-
-
-def subtracts_the_zero_point(tensor, scale, zero_point, bits=8):
-    qmin, qmax = quant_range(bits)
-    return torch.round(tensor / scale - zero_point).clamp(qmin, qmax).to(torch.int8)
-
-
-def multiplies_by_the_scale(tensor, scale, zero_point, bits=8):
-    qmin, qmax = quant_range(bits)
-    return torch.round(tensor * scale + zero_point).clamp(qmin, qmax).to(torch.int8)
-
-
-def adds_before_it_divides(tensor, scale, zero_point, bits=8):
-    qmin, qmax = quant_range(bits)
-    return torch.round((tensor + zero_point) / scale).clamp(qmin, qmax).to(torch.int8)
-
-
-def stays_in_float(tensor, scale, zero_point, bits=8):
-    qmin, qmax = quant_range(bits)
-    return torch.round(tensor / scale + zero_point).clamp(qmin, qmax)
-
-
-def unsigned(tensor, scale, zero_point, bits=8):
-    return torch.round(tensor / scale + zero_point).clamp(0, 2**bits - 1).to(torch.uint8)
-
-
-def works_in_place(tensor, scale, zero_point, bits=8):
-    qmin, qmax = quant_range(bits)
-    return tensor.div_(scale).add_(zero_point).round_().clamp_(qmin, qmax).to(torch.int8)
 
 
 def how_quantized(args, index):
@@ -115,22 +49,53 @@ QUANTIZE = Exercise(
     ],
     properties=[Property(stays_within_half_a_step)],
     mistakes=[
-        Mistake(floors, "with floor in place of round"),
-        Mistake(truncates, "with no round before the cast, which cuts off the decimals"),
-        Mistake(never_clamps, "with no clamp before the cast: values outside the range wrap around"),
-        Mistake(clamps_after_the_cast, "with the clamp after the cast, when the values have wrapped around already"),
-        Mistake(clamps_to_8_bits, "with a clamp to -128 and 127 whatever the bits; the range is quant_range(bits)"),
-        Mistake(clamps_to_a_symmetric_range, "with a clamp to -qmax and qmax; the range starts at qmin, one lower"),
+        Mistake(edit("torch.round", "torch.floor"), "with floor in place of round"),
+        Mistake(edit("torch.round", ""), "with no round before the cast, which cuts off the decimals"),
         Mistake(
-            clamps_before_the_shift, "with the clamp before the zero point is added; clamp what you cast, at the end"
+            edit("q.clamp(qmin, qmax)", "q.to(torch.int64)"),
+            "with no clamp before the cast: values outside the range wrap around",
         ),
-        Mistake(drops_the_zero_point, "without the zero point"),
-        Mistake(subtracts_the_zero_point, "with the zero point subtracted; solve r = s (q - z) for q once more"),
-        Mistake(multiplies_by_the_scale, "with a multiplication by the scale; dividing counts how many steps fit in r"),
-        Mistake(adds_before_it_divides, "with the zero point added before the division; it counts integers, not reals"),
-        Mistake(stays_in_float, "without the cast to int8 at the end"),
-        Mistake(unsigned, "with an unsigned range; ours is signed, quant_range(bits)"),
-        Mistake(works_in_place, "with operations in place, those whose name ends in an underscore"),
+        Mistake(
+            edit("q.clamp(qmin, qmax).to(torch.int8)", "q.to(torch.int64).to(torch.int8).clamp(qmin, qmax)"),
+            "with the clamp after the cast, when the values have wrapped around already",
+        ),
+        Mistake(
+            edit("quant_range(bits)", "-128, 127"),
+            "with a clamp to -128 and 127 whatever the bits; the range is quant_range(bits)",
+        ),
+        Mistake(
+            edit("clamp(qmin,", "clamp(-qmax,"), "with a clamp to -qmax and qmax; the range starts at qmin, one lower"
+        ),
+        Mistake(
+            edit(
+                "scale + zero_point)",
+                "scale)",
+                "q.clamp(qmin, qmax)",
+                "(q.clamp(qmin, qmax) + zero_point).to(torch.int64)",
+            ),
+            "with the clamp before the zero point is added; clamp what you cast, at the end",
+        ),
+        Mistake(edit("/ scale + zero_point", "/ scale"), "without the zero point"),
+        Mistake(
+            edit("scale + zero_point", "scale - zero_point"),
+            "with the zero point subtracted; solve r = s (q - z) for q once more",
+        ),
+        Mistake(
+            edit("/ scale", "* scale"), "with a multiplication by the scale; dividing counts how many steps fit in r"
+        ),
+        Mistake(
+            edit("tensor.float() / scale + zero_point", "(tensor.float() + zero_point) / scale"),
+            "with the zero point added before the division; it counts integers, not reals",
+        ),
+        Mistake(edit(".to(torch.int8)", ""), "without the cast to int8 at the end"),
+        Mistake(
+            edit("clamp(qmin, qmax).to(torch.int8)", "clamp(0, 2**bits - 1).to(torch.uint8)"),
+            "with an unsigned range; ours is signed, quant_range(bits)",
+        ),
+        Mistake(
+            edit("tensor.float() / scale", "tensor.div_(scale)"),
+            "with operations in place, those whose name ends in an underscore",
+        ),
     ],
     hints=[
         "Which integer stands for a real number r? Divide by the scale to count steps, then shift by the zero point.",
@@ -142,44 +107,6 @@ QUANTIZE = Exercise(
 
 
 # ---------------------------------------------------------------- 03.2 dequantize
-
-
-def adds_back(values, scale, zero_point):
-    return scale * values.float() + zero_point
-
-
-def forgets_the_zero_point(values, scale, zero_point):
-    return scale * values.float()
-
-
-def adds_the_zero_point(values, scale, zero_point):
-    return scale * (values.float() + zero_point)
-
-
-def subtracts_after_scaling(values, scale, zero_point):
-    return scale * values.float() - zero_point
-
-
-def subtracts_in_int8(values, scale, zero_point):
-    return scale * (values - torch.tensor(zero_point, dtype=torch.int8)).float()
-
-
-def divides_by_the_scale(values, scale, zero_point):
-    return (values.float() - zero_point) / scale
-
-
-def stays_integer(values, scale, zero_point):
-    return (scale * (values.float() - zero_point)).to(torch.int32)
-
-
-def in_half_precision(values, scale, zero_point):
-    return (scale * (values.float() - zero_point)).half()
-
-
-def changes_the_values(values, scale, zero_point):
-    back = scale * (values.float() - zero_point)
-    values.sub_(zero_point)
-    return back
 
 
 def how_dequantized(args, index):
@@ -200,22 +127,44 @@ DEQUANTIZE = Exercise(
         Case("an empty tensor", (torch.empty(0, 3, dtype=torch.int8), 1.0, 0)),
     ],
     mistakes=[
-        Mistake(adds_back, "with s * q + z, a formula that is right only where z is 0; it is s * (q - z)"),
-        Mistake(forgets_the_zero_point, "without the zero point"),
         Mistake(
-            adds_the_zero_point, "with the zero point added; it was added on the way in, so take it off on the way out"
+            edit("scale * (values.float() - zero_point)", "scale * values.float() + zero_point"),
+            "with s * q + z, a formula that is right only where z is 0; it is s * (q - z)",
+        ),
+        Mistake(edit(" - zero_point", ""), "without the zero point"),
+        Mistake(
+            edit("- zero_point", "+ zero_point"),
+            "with the zero point added; it was added on the way in, so take it off on the way out",
         ),
         Mistake(
-            subtracts_after_scaling,
+            edit("scale * (values.float() - zero_point)", "scale * values.float() - zero_point"),
             "with the zero point taken off after the scaling; it counts integers, so first q - z",
         ),
         Mistake(
-            subtracts_in_int8, "with the subtraction done in int8, where 127 - (-70) does not fit and wraps around"
+            edit("values.float() - zero_point", "(values - torch.tensor(zero_point, dtype=torch.int8)).float()"),
+            "with the subtraction done in int8, where 127 - (-70) does not fit and wraps around",
         ),
-        Mistake(divides_by_the_scale, "with a division by the scale; here you multiply"),
-        Mistake(stays_integer, "with a cast back to integers; real numbers come out"),
-        Mistake(in_half_precision, "with a result in half precision; return float32"),
-        Mistake(changes_the_values, "with an operation in place on the values"),
+        Mistake(
+            edit("return scale * (values.float() - zero_point)", "return (values.float() - zero_point) / scale"),
+            "with a division by the scale; here you multiply",
+        ),
+        Mistake(
+            edit(
+                "return scale * (values.float() - zero_point)",
+                "return (scale * (values.float() - zero_point)).to(torch.int32)",
+            ),
+            "with a cast back to integers; real numbers come out",
+        ),
+        Mistake(
+            edit(
+                "return scale * (values.float() - zero_point)", "return (scale * (values.float() - zero_point)).half()"
+            ),
+            "with a result in half precision; return float32",
+        ),
+        Mistake(
+            edit("values.float() - zero_point", "values.float() - zero_point + 0 * values.sub_(zero_point)"),
+            "with an operation in place on the values",
+        ),
     ],
     hints=[
         "Undo the two steps of quantize in the opposite order: first the shift, then the division.",

@@ -17,12 +17,12 @@ import torch
 from course.capstone import BUDGET, HELD_OUT, best_within, in_float32, load_best, load_results, weight_file_bytes
 from course.figures.capstone import budget_curve
 from course.models import load_code_model, load_code_tokens, perplexity
-from qlib.affine import fake_quantize
 from qlib.checkpoint import load_quantized, save_quantized
 from qlib.kinds import kind_of
 from qlib.linear import QLinear, weight_of
 from qlib.model import layers_to_quantize
 from qlib.report import Report
+from qlib.tensor import fake_quantize
 
 GRAM = 32  # tokens in a row by which a text is known again
 BETTER = 0.995  # an answer must be better than round-to-nearest by half a percent, more than CPUs differ by

@@ -16,9 +16,9 @@ from course.figures.charts import PERCENTS, Clip, Grid, clipping, grid_over_hist
 from course.figures.matrices import block_edges, block_png, blocks, blocks_text, usual_magnitude
 from course.figures.numbers import LinearMap, there_and_back
 from course.figures.picture import ERRORS, VALUES, Picture, significant
-from qlib.affine import fake_quantize
 from qlib.report import fit_text, in_units, weight_bytes
 from qlib.scheme import Scheme
+from qlib.tensor import fake_quantize
 
 GREY, BLUE, ORANGE = "#8a8f98", "#0173b2", "#de8f05"  # the last two of the "colorblind" palette
 

@@ -11,8 +11,9 @@ import torch
 from matplotlib.patches import Rectangle
 
 from course.figures.picture import ERRORS, VALUES, Picture, new_figure, shape_text, significant
-from qlib.affine import block_range, expand_groups, fake_quantize, quant_range, split_groups
+from qlib.affine import block_range, expand_groups, quant_range, split_groups
 from qlib.report import as_text, bits_per_weight, sqnr
+from qlib.tensor import fake_quantize
 
 LARGEST_GRID = 48  # a matrix with more rows or columns than this is shown as tiles
 

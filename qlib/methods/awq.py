@@ -8,10 +8,10 @@ import functools
 
 import torch
 
-from qlib.affine import fake_quantize
 from qlib.methods.calibration import hessian, output_errors
 from qlib.methods.rescale import rescale_model
 from qlib.model import quantize_model
+from qlib.tensor import fake_quantize
 
 STEPS = 20  # of the grid on which the exponent is searched, as in the paper
 

@@ -1,0 +1,58 @@
+"""`python -m course.exercises.audit [03.1 …]`: what each check has been seen to reject, and what it lets through."""
+
+import sys
+
+from course.exercises import sandbox
+from course.exercises.exercise import Value, all_exercises
+from course.exercises.judge import CORRECT, judge
+from course.exercises.mutations import mutants_of
+from qlib.report import Table
+
+
+def accepted(exercise, answer):
+    """Whether the check takes an answer for right; a mutant that runs on and on is not waited for long."""
+    with sandbox.patience(2):
+        return judge(exercise, answer).outcome == CORRECT
+
+
+def accepted_pairs(exercise):
+    """The pairs of known mistakes that are taken for right: none, unless two mistakes make up for each other."""
+    return [pair for pair in exercise.pairs if accepted(exercise, pair.answer_to(exercise.key))]
+
+
+def survivors(exercise):
+    """The mutations of the key that the check takes for right and that are not listed as equivalent."""
+    if isinstance(exercise.key, Value) or exercise.trial is not None:
+        return []
+    mutants = mutants_of(exercise.key)
+    return [
+        words for words, mutant in mutants.items() if words not in exercise.equivalent and accepted(exercise, mutant)
+    ]
+
+
+def audit(exercises):
+    """A Table with a line for each exercise, and the survivors by exercise."""
+    rows, left = [], {}
+    for exercise in exercises:
+        left[exercise.id] = survivors(exercise)
+        has_mutants = not isinstance(exercise.key, Value) and exercise.trial is None
+        rows.append(
+            {
+                "exercise": f"{exercise.id} {exercise.name}",
+                "known mistakes": len(exercise.mistakes),
+                "pairs": len(exercise.pairs),
+                "pairs accepted": len(accepted_pairs(exercise)),
+                "mutations": len(mutants_of(exercise.key)) if has_mutants else 0,
+                "equivalent": len(exercise.equivalent),
+                "survivors": len(left[exercise.id]),
+            }
+        )
+    return Table(rows), left
+
+
+if __name__ == "__main__":
+    chosen = [e for e in all_exercises().values() if not sys.argv[1:] or e.id.startswith(tuple(sys.argv[1:]))]
+    table, left = audit(chosen)
+    print(table)
+    for exercise_id, words in left.items():
+        print(*(f"{exercise_id} survives: {mutation}" for mutation in words), sep="\n", end="\n" if words else "")

@@ -1,0 +1,200 @@
+"""The grids that are no integers, each a table of levels, and the formats that scales are kept in.
+
+A code is the place of a level in its table, so `levels[code] * scale` is the real number, and the codes of FP4 and FP8
+are those numbers' own bits.
+
+- nf4: Dettmers et al. 2023, "QLoRA" (arXiv:2305.14314), section 3, which also has double quantization.
+- e2m1 and e8m0: the Open Compute Project's Microscaling Formats (MX) v1.0, sections 5.3.3 and 5.4.1.
+- e4m3: Micikevicius et al. 2022, "FP8 Formats for Deep Learning" (arXiv:2209.05433), section 3.
+- e4m3 scales with one float32 above: NVIDIA's NVFP4, as compressed-tensors keeps it.
+"""
+
+import functools
+
+import torch
+
+from qlib.affine import block_range, dequantize, expand_groups, nonzero_scale, qparam_shape, quantize, symmetric_qparams
+from qlib.scheme import SHARED_SCALES, Scheme
+
+SCALE_SCHEME = Scheme(bits=8, group_size=256)  # of scales that are quantized themselves
+LARGEST_E4M3 = torch.finfo(torch.float8_e4m3fn).max
+E4M3_FOR_ZEROS = torch.finfo(torch.float8_e4m3fn).eps  # as compressed-tensors has it, of a block of zeros
+
+# ---------------------------------------------------------------- levels
+
+
+@functools.cache
+def nf4_levels():
+    """The sixteen values of NF4, float32, from -1 to 1: quantiles of the normal distribution, an exact 0 among them.
+
+    Neighbours are equally far apart in probability, so that normal weights use them about equally often: seven steps
+    from the lowest up to 0, eight from 0 to the highest. The quantile of probability 1 is infinite; the outermost stop
+    short of it, half of a step of 1/15 or 1/16: the mean of the two. (The paper leaves that open; its authors' code
+    has 0.9677083.)
+    """
+    end = (29 / 30 + 31 / 32) / 2
+    below, above = (torch.special.ndtri(torch.linspace(0.5, end, n, dtype=torch.float64)) for n in (8, 9))
+    return (torch.cat([-below.flip(0), above[1:]]) / above[-1]).float()
+
+
+@functools.cache
+def e2m1_levels():
+    """The sixteen values of FP4 in the order of their bits: sign, two bits of exponent, one of fraction."""
+    positive = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+    return torch.tensor(positive + [-level for level in positive])
+
+
+@functools.cache
+def e4m3_levels():
+    """The 256 values of FP8 in the order of their bits; two of them are NaN."""
+    return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+
+
+LEVELS = {"nf4": nf4_levels, "e2m1": e2m1_levels, "e4m3": e4m3_levels}
+
+
+def nf4_codes(x):
+    """The code of the nearest level, uint8, for numbers from -1 to 1."""
+    levels = nf4_levels().to(x.device)
+    return torch.bucketize(x.contiguous(), (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
+
+
+def e2m1_codes(x):
+    """The bits of the nearest FP4 number, uint8; a tie goes to the even code, and what is beyond 6 becomes 6."""
+    levels = e2m1_levels()[:8].to(x.device)
+    middles, size = (levels[1:] + levels[:-1]) / 2, x.abs().contiguous()
+    below, above = torch.bucketize(size, middles), torch.bucketize(size, middles, right=True)  # they differ in a tie
+    return (torch.where(below % 2 == 0, below, above) + 8 * torch.signbit(x)).to(torch.uint8)
+
+
+def e4m3_codes(x):
+    """The bits of the nearest FP8 number, uint8; what is beyond 448 becomes 448."""
+    return x.clamp(-LARGEST_E4M3, LARGEST_E4M3).to(torch.float8_e4m3fn).view(torch.uint8)
+
+
+CODES = {"nf4": nf4_codes, "e2m1": e2m1_codes, "e4m3": e4m3_codes}
+
+
+def encode(tensor, scale, zero_point, scheme):
+    """`quantize` on any grid: int8 integers, or uint8 codes of another grid, in the shape of `tensor`.
+
+    Args:
+        tensor: real numbers of any floating dtype.
+        scale: float32, as `choose_qparams` gives it, or the parts that `store_scale` makes of it.
+        zero_point: as `choose_qparams` gives it.
+        scheme: a Scheme.
+    """
+    scale = nonzero_scale(real_scale(scale, tensor, scheme))
+    if scheme.grid == "integer":
+        return quantize(tensor, scale, zero_point, scheme.bits, scheme.group_size)
+    return CODES[scheme.grid](tensor.float() / expand_groups(scale, tensor, scheme.group_size))
+
+
+def decode(values, scale, zero_point, scheme):
+    """`dequantize` on any grid: the float32 numbers that integers or codes stand for; the arguments as for `encode`."""
+    scale = real_scale(scale, values, scheme)
+    if scheme.grid == "integer":
+        return dequantize(values, scale, zero_point, scheme.group_size)
+    levels = LEVELS[scheme.grid]().to(values.device)
+    return levels[values.int()] * expand_groups(scale, values, scheme.group_size)
+
+
+def real_scale(scale, tensor, scheme):
+    """A scale as a float32 tensor, given as that or as the parts that `store_scale` makes of it."""
+    if not isinstance(scale, dict):
+        return scale
+    return read_scale(scale, scheme, qparam_shape(*tensor.shape, scheme) if tensor.ndim == 2 else None)
+
+
+# ---------------------------------------------------------------- scales
+
+
+def store_scale(scale, scheme, tensor=None):
+    """Scales as their format keeps them.
+
+    Args:
+        scale: float32, of the shape that `choose_qparams` gives.
+        scheme: a Scheme.
+        tensor: what they are the scales of; None where `mark_empty_blocks` has been called.
+
+    Returns:
+        {part: tensor}: "scale", and what belongs to the whole tensor.
+
+    Raises:
+        ValueError: float16 or bfloat16 cannot hold a scale: it would become 0 or infinite.
+    """
+    if tensor is not None:
+        scale = mark_empty_blocks(scale, tensor, scheme)
+    if scheme.scales in ("float16", "bfloat16"):
+        return {"scale": half_scale(scale, getattr(torch, scheme.scales))}
+    if scheme.scales == "e8m0":
+        return {"scale": power_of_two_codes(scale * scheme.largest, scheme.largest)}
+    if scheme.scales == "e4m3":
+        return e4m3_scales(scale, scheme.largest)
+    return double_scales(scale) if scheme.scales == "double" else {"scale": scale}
+
+
+def read_scale(parts, scheme, shape):
+    """The float32 scales, of the given shape, that `store_scale` kept as `parts`."""
+    if scheme.scales == "e8m0":
+        return torch.exp2(parts["scale"].float() - 127)
+    if scheme.scales == "e4m3":
+        return parts["scale"].float() / parts["global_scale"]
+    if scheme.scales == "double":
+        packed = parts["scale"]
+        deviation = dequantize(packed.int() - 128, parts["scale_scale"], 0, SCALE_SCHEME.group_size)
+        # Rounding must not take a small one below 0: it would turn the signs of its block.
+        return (deviation + parts["scale_mean"]).clamp(min=0).reshape(shape)
+    return parts["scale"].float()
+
+
+def mark_empty_blocks(scale, tensor, scheme):
+    """Scales with 0 for a block of zeros, where they share numbers: what no weight needs has no say in them."""
+    if scheme.scales not in SHARED_SCALES:
+        return scale
+    low, high = block_range(tensor.float(), scheme)
+    return torch.where((low == 0) & (high == 0), 0.0, scale)
+
+
+def half_scale(scale, dtype):
+    half = scale.to(dtype)
+    lost = (half == 0) | half.isinf()
+    if lost.any():
+        raise ValueError(
+            f"a scale of {scale[lost][0].item():.1e} does not fit into {dtype}: keep the scales in float32"
+        )
+    return half
+
+
+def power_of_two_codes(absmax, largest):
+    """The exponents, plus 127, of the powers of two that map `absmax` near `largest`: uint8.
+
+    A largest magnitude below 1.75 times a power of two is mapped below 7/4 of the grid's own, so that it is clipped a
+    little and not halved: the rule that torchao calls EVEN, and compressed-tensors' generate_mx_scales.
+    """
+    rounded_up = absmax.view(torch.int32) + (1 << 21)  # into the next exponent from a fraction of 0.75 on
+    exponent = (rounded_up >> 23) - 127
+    return (exponent - (torch.tensor(largest).frexp().exponent - 1) + 127).clamp(1, 254).to(torch.uint8)
+
+
+def e4m3_scales(scale, largest):
+    """Scales in FP8, and the one number that all of them are divided by on the way back."""
+    absmax = (scale.amax() if scale.numel() else scale.new_zeros(())) * largest  # exact for FP4: x / 6 * 6 is x
+    global_scale = LARGEST_E4M3 * largest / absmax.clamp(min=torch.finfo(torch.float32).tiny)
+    global_scale = torch.where(global_scale.isinf(), 1.0, global_scale)
+    eighth = (scale * global_scale).clamp(max=LARGEST_E4M3).to(torch.float8_e4m3fn)
+    eighth = torch.where(eighth.float() == 0, E4M3_FOR_ZEROS, eighth.float()).to(torch.float8_e4m3fn)
+    return {"scale": eighth, "global_scale": global_scale}
+
+
+def double_scales(scale):
+    """Scales quantized to int8 in blocks of 256, after their mean is taken off so that a symmetric grid fits them.
+
+    (QLoRA's second quantization is to floats of 8 bits, this one to integers of 8 bits, in the same blocks.)
+    """
+    mean, size = scale.mean(), SCALE_SCHEME.group_size
+    deviation = (scale - mean).flatten()
+    blocks = torch.nn.functional.pad(deviation.abs(), (0, -len(deviation) % size)).unflatten(0, (-1, size))
+    scale_scale, zero_point = symmetric_qparams(blocks.amax(-1), SCALE_SCHEME.bits)
+    values = quantize(deviation, scale_scale, zero_point, SCALE_SCHEME.bits, size)
+    return {"scale": (values.int() + 128).to(torch.uint8), "scale_scale": scale_scale, "scale_mean": mean}
