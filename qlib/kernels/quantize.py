@@ -18,7 +18,7 @@ BLOCK_SIZE = 64 * 4096
 
 def quantize_in_blocks(tensor, scheme):
     """The packed codes, the parts of the scale, and the zero point of a tensor of two dimensions or more."""
-    blocks = [slice(first, first + height_of(tensor)) for first in range(0, len(tensor), height_of(tensor))]
+    blocks = row_blocks(tensor.shape)
     scale, zero_point = qparams_in_blocks([tensor[rows] for rows in blocks], scheme)
     parts = store_scale(scale, scheme)
     scale = read_scale(parts, scheme, scale.shape)
@@ -30,9 +30,15 @@ def quantize_in_blocks(tensor, scheme):
     return packed, parts, zero_point
 
 
-def height_of(tensor):
-    """How many rows are a block."""
-    return max(1, BLOCK_SIZE * len(tensor) // tensor.numel())
+def is_large(shape):
+    """Whether a tensor of this shape is better done some rows at a time."""
+    return len(shape) > 1 and shape.numel() > BLOCK_SIZE
+
+
+def row_blocks(shape):
+    """Slices of so many rows of a large tensor as make a block."""
+    height = max(1, BLOCK_SIZE // shape[1:].numel())
+    return [slice(first, first + height) for first in range(0, shape[0], height)]
 
 
 def qparams_in_blocks(blocks, scheme):
@@ -42,8 +48,8 @@ def qparams_in_blocks(blocks, scheme):
         scale = torch.cat([mark_empty_blocks(scale, block, scheme) for (scale, _), block in zip(qparams, blocks)])
         return scale, qparams[0][1] if scheme.symmetric else torch.cat([zero_point for _, zero_point in qparams])
     lows, highs = zip(*(block_range(block.float(), scheme) for block in blocks))
-    ends = torch.stack([torch.stack(lows).amin(0), torch.stack(highs).amax(0)])  # a tensor of the same range
-    ends = ends.reshape(2, -1) if scheme.axis == 1 else ends
+    ends = [torch.stack(lows).amin(0), torch.stack(highs).amax(0)]
+    ends = torch.cat(ends) if scheme.axis == 1 else torch.stack(ends)  # a small tensor of the same ranges
     scale, zero_point = choose_qparams(ends, scheme)
     return mark_empty_blocks(scale, ends, scheme), zero_point
 
