@@ -10,7 +10,7 @@ import torch
 from course.figures.explorers import BLUE, GREY, ORANGE, Explorer, choice, slider, svg
 from course.figures.picture import Picture, new_figure, significant, told_apart
 from qlib.affine import choose_qparams, dequantize, quant_range, quantize
-from qlib.methods.llm_int8 import integer_part
+from qlib.linear import integer_part
 from qlib.methods.smoothquant import smoothing_scale
 from qlib.report import as_text, sqnr
 from qlib.scheme import Scheme

@@ -32,7 +32,6 @@ import torch
 
 from qlib.affine import quant_range
 from qlib.console import word_after
-from qlib.tensor import QTensor
 
 try:
     import numba
@@ -105,24 +104,22 @@ class Plan(NamedTuple):
 # ---------------------------------------------------------------- the one place that chooses
 
 
-def linear(x, qtensor_parts, bias, scheme, in_features, plan):
-    """x @ weight.T + bias, by the fastest way that gives what `plain_linear` gives.
+def linear(x, packed, scale, zero_point, bias, plan):
+    """x @ weight.T + bias, by the fastest way that gives what `qlib.linear.plain_linear` gives; for what `fits`.
 
     Args:
         x: (..., in_features), of a floating dtype.
-        qtensor_parts: the weight's packed codes, scale and zero point (None in symmetric mode), as a QTensor has them.
+        packed, scale, zero_point: the weight's, as a QTensor has them; the zero point is None in symmetric mode.
         bias: (out_features,) or None.
-        scheme, in_features: of the weight.
-        plan: what `plan_for(scheme, in_features)` gave.
+        plan: what `plan_for` gave.
 
     Returns:
         (..., out_features), of the dtype of x.
     """
-    if plan is None or not fits(x, *qtensor_parts, bias, in_features, plan):
-        return plain_linear(x, *qtensor_parts, bias, scheme, in_features)
-    packed, scale, zero_point = qtensor_parts
-    rows, batch = packed.shape[0], x.numel() // in_features
+    rows, in_features = packed.shape[0], x.shape[-1]
+    batch = x.numel() // in_features
     flat, lift = x.reshape(batch, in_features), None
+    scale = scale.float()  # which leaves a float32 one as it is
     if plan.by_column:
         flat, lift = fold_columns(flat, scale, zero_point)
         scale, zero_point = torch.ones(rows, 1), None
@@ -138,17 +135,6 @@ def linear(x, qtensor_parts, bias, scheme, in_features, plan):
     return out.to(x.dtype).reshape(*x.shape[:-1], rows)
 
 
-def plain_linear(x, packed, scale, zero_point, bias, scheme, in_features):
-    """The formula that all the others are measured against: unpack the weight, dequantize it, multiply.
-
-    It works on any device, for any dtype and shape, under autograd and while a model is traced; the whole weight is
-    in memory for as long as it takes.
-    """
-    zero_point = torch.zeros((), dtype=torch.int8) if zero_point is None else zero_point
-    weight = QTensor.from_packed(packed, scale, zero_point, scheme, (packed.shape[0], in_features)).dequantize()
-    return torch.nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-
-
 def plan_for(scheme, in_features):
     """The Plan for a weight, or None where only the plain formula fits.
 
@@ -157,7 +143,8 @@ def plan_for(scheme, in_features):
     """
     values, octets = 8 // math.gcd(scheme.bits, 8), scheme.bits // math.gcd(scheme.bits, 8)
     group = in_features if scheme.group_size is None else min(scheme.group_size, in_features)
-    if numba is None or in_features == 0 or in_features % group or group % values:
+    readable = scheme.grid == "integer" and scheme.scales in ("float32", "float16", "bfloat16")
+    if numba is None or not readable or in_features == 0 or in_features % group or group % values:
         return None
     groups, by_column = in_features // group, scheme.axis == 1
     if scheme.bits in WORDS and group % (32 * WORDS[scheme.bits] // scheme.bits) == 0:
@@ -185,7 +172,8 @@ def fits(x, packed, scale, zero_point, bias, in_features, plan):
         and is_plain(packed, torch.uint8)
         and packed.shape[1] * plan.values == in_features * plan.octets
         and packed.shape[0] > 0
-        and is_plain(scale, torch.float32)
+        and scale.dtype in FLOATS
+        and is_plain(scale, scale.dtype)
         and (scale.shape == qparam_shape or scale.ndim == 0)
         and (zero_point is None or (is_plain(zero_point, torch.int8) and zero_point.shape == scale.shape))
         and (bias is None or (is_plain(bias, bias.dtype) and bias.shape == packed.shape[:1]))
