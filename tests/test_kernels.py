@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import qlib.linear
 from qlib import QLinear, Scheme
 from qlib.affine import expand_groups
 from qlib.kernels import choose as kernels
@@ -73,14 +74,14 @@ def assert_right(quantized, x, of_the_weights=0.0):
 def ways(monkeypatch):
     """The names of the ways that were taken, in order."""
     taken = []
-    for name in ("through_rows", "through_blocks", "plain_linear"):
-        way = getattr(kernels, name)
+    for module, name in ((kernels, "through_rows"), (kernels, "through_blocks"), (qlib.linear, "plain_linear")):
+        way = getattr(module, name)
 
         def noted(*args, name=name, way=way):
             taken.append(name)
             return way(*args)
 
-        monkeypatch.setattr(kernels, name, noted)
+        monkeypatch.setattr(module, name, noted)
     return taken
 
 
@@ -208,6 +209,8 @@ def test_nan_and_infinity_do_not_get_lost():
 
 
 def test_float32_stays_float32_unless_pytorch_was_told_otherwise(monkeypatch):
+    if not kernels.has_bfloat16():
+        monkeypatch.setattr(kernels, "ONEDNN", None)  # which refuses bfloat16 where the CPU has no instructions for it
     monkeypatch.setattr(kernels, "has_bfloat16", lambda: True)
     quantized, x = layer(Scheme(8)), inputs(17, 256)
     assert kernels.block_dtype(torch.float32) == kernels.block_dtype(torch.float16) == torch.float32

@@ -8,8 +8,7 @@ from course.exercises.exercise import Case, Exercise, Mistake, Property
 from course.exercises.judge import kind
 from qlib.affine import quant_range
 from qlib.linear import integer_linear
-from qlib.methods.static import requantize
-from qlib.methods.static import fuse_conv_bn
+from qlib.methods.static import fuse_conv_bn, requantize
 from qlib.observers import MovingAverage
 
 

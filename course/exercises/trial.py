@@ -17,8 +17,7 @@ import torch
 from course.capstone import BUDGET, HELD_OUT, best_within, in_float32, load_best, load_results, weight_file_bytes
 from course.figures.capstone import budget_curve
 from course.models import load_code_model, load_code_tokens, perplexity
-from qlib.checkpoint import load_quantized, save_quantized
-from qlib.checkpoint import QUANTIZED
+from qlib.checkpoint import QUANTIZED, load_quantized, save_quantized
 from qlib.linear import QLinear, weight_of
 from qlib.model import layers_to_quantize
 from qlib.report import Report
