@@ -196,7 +196,7 @@ def share_layer(layer, name, style, rank, size):
     if whole % (size * unit):
         raise ValueError(f"{name}: {whole} {'inputs' if dim else 'outputs'} do not share out among {size} by {unit}")
     share = slice(rank * whole // size, (rank + 1) * whole // size)
-    scale, zero_point = (part_of(part, dim, share, whole) for part in (qtensor.scale, qtensor.zero_point))
+    scale, zero_point = (share_of(part, dim, share, whole) for part in (qtensor.scale, qtensor.zero_point))
     part = QTensor(qtensor.values[share] if dim == 0 else qtensor.values[:, share], scale, zero_point, scheme)
     layer.qtensor = part
     layer.out_features, layer.in_features = part.shape
@@ -208,7 +208,7 @@ def share_layer(layer, name, style, rank, size):
     layer._hf_quantized_needs_local_tp = True  # transformers: hand this layer plain tensors
 
 
-def part_of(qparam, dim, share, whole):
+def share_of(qparam, dim, share, whole):
     """The part of a scale or zero point that belongs to the `share` of `whole` rows or columns."""
     if qparam.ndim < 2 or qparam.shape[dim] == 1:
         return qparam

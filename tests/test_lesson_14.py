@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from course import figures as plot
 from course.figures import Bits
 from qlib import Scheme, pack, quantize_tensor, unpack
-from qlib.packing import LAYOUTS, get_field, put_field
+from qlib.export import LAYOUTS
+from qlib.packing import get_field, put_field
 from qlib.report import in_units, weight_bytes
 
 BYTE = st.integers(0, 255)
