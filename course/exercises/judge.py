@@ -72,7 +72,7 @@ def judge_value(exercise, answer):
     message = f"{exercise.name} is {as_text(got)}; {wrong_item(expected, got)}"
     for mistake in exercise.mistakes:
         if agree(plain(mistake.answer), got):
-            return join(message, what_you_get(mistake))
+            return join(message, what_you_get(mistake.diagnosis))
     return message
 
 
@@ -176,35 +176,35 @@ def known(exercise, mistake=None):
 
 
 def named_by_cases(exercise, behaviour, failing):
-    """The known mistake, or the pair of them, that does what a wrong answer does on every case; None if none does.
+    """The diagnosis of the mistake, or of the pair, that does what a wrong answer does on every case; None without one.
 
-    Or a single one that does the same as far as the failing case, if no other does the same so far.
+    Or of a single one that does the same as far as the failing case, if no other does the same so far.
     """
     alike_so_far = [m for m in exercise.mistakes if behaviour.is_like(known(exercise, m), failing + 1)]
     for mistake in alike_so_far:
         if behaviour.is_like(known(exercise, mistake)):
-            return mistake
+            return mistake.diagnosis
     deadline = time.monotonic() + PATIENCE
     for pair in exercise.pairs:
         if behaviour.is_like(known(exercise, pair)):
-            return pair
+            return pair.diagnosis
         if time.monotonic() > deadline:
             break
-    return alike_so_far[0] if len(alike_so_far) == 1 else None
+    return alike_so_far[0].diagnosis if len(alike_so_far) == 1 else None
 
 
 def named_by_properties(exercise, behaviour):
-    """The known mistake that is right on every case as well, and breaks the same property in the same way, or None."""
+    """The diagnosis of the mistake that is right on every case as well and breaks the same property, or None."""
     for mistake in exercise.mistakes:
         other = known(exercise, mistake)
         if other.first_wrong[1] is None and other.broken == behaviour.broken:
-            return mistake
+            return mistake.diagnosis
     return None
 
 
-def what_you_get(mistake):
+def what_you_get(diagnosis):
     """The sentence that names a mistake, or None without one."""
-    return mistake and f"That is what you get {mistake.diagnosis}."
+    return diagnosis and f"That is what you get {diagnosis}."
 
 
 def join(*sentences):
@@ -355,7 +355,7 @@ def alike_values(a, b):
 
 
 def judge_trial(exercise, answer):
-    """The Verdict on an answer that is scored; see course/exercises/trial.py."""
+    """The Verdict on an answer that is scored; see course/capstone.py."""
     message = wrong_signature(exercise, answer)
     if message:
         return Verdict(INCORRECT, message)
@@ -366,8 +366,10 @@ def judge_trial(exercise, answer):
             return None if outcome.error is None else failure(outcome.error, answer), outcome.value
 
     result = exercise.trial.score(answer, run)
-    message = sentence(result.wrong) if result.wrong else exercise.trial.words(result)
-    return Verdict(INCORRECT if result.wrong else CORRECT, message, exercise.trial.picture(result))
+    picture = exercise.trial.picture(result)
+    if result.wrong:
+        return Verdict(INCORRECT, join(sentence(result.wrong), what_you_get(result.mistake)), picture)
+    return Verdict(CORRECT, exercise.trial.words(result), picture)
 
 
 # ---------------------------------------------------------------- words
