@@ -66,7 +66,7 @@ INTEGER_LINEAR = Exercise(
         sums_of("300 inputs and zero points of 0", positive_integers(2, 300, 7), 0, positive_integers(4, 300, 11), 0),
         sums_of("7 inputs, 2 outputs, zero points 9 and 3", integers(4, 7, 29), 9, integers(2, 7, 53), 3),
         sums_of("a batch of three dimensions", integers(6, 4, 29).reshape(2, 3, 4), -17, integers(5, 4, 53), 40),
-        sums_of("5,001 inputs", positive_integers(2, 5001, 7), -3, positive_integers(4, 5001, 11), 1),
+        sums_of("5,001 inputs", positive_integers(2, 5001, 7), 0, positive_integers(4, 5001, 11), 0),
     ],
     mistakes=[
         Mistake(edit(OFF_W + OFF_X + CONSTANT, ""), "with the products alone; both zero points have to be taken off"),
@@ -221,6 +221,7 @@ REQUANTIZE = Exercise(
             edit("clamp(qmin, qmax).to(torch.int8)", "clamp(0, 2**bits - 1).to(torch.uint8)"),
             "with an unsigned range; ours is signed, quant_range(bits)",
         ),
+        Mistake(edit("qmax)", "qmax + 1).to(torch.int16)"), "with an upper end of 2^(bits - 1); it is one less, qmax"),
         Mistake(edit(" + y_zero_point", ""), "without the zero point of the result"),
         Mistake(edit("+ y_zero", "- y_zero"), "with the zero point subtracted; this is the way in, where it is added"),
         Mistake(
@@ -402,6 +403,10 @@ FUSE_CONV_BN = Exercise(
             edit("fused.bias = torch.nn.Parameter", "fused.bias.data = "),
             "with the `.data` of a bias that may be None; assign a torch.nn.Parameter",
         ),
+        Mistake(
+            edit("fused.bias =", "if conv.bias is not None:\n        fused.bias ="),
+            "with a bias only where the conv had one; the batch norm's shift always needs one",
+        ),
         Mistake(edit(COPY, "conv"), "with the conv or the batch norm itself changed; make a copy"),
         Mistake(edit(COPY, NEW_CONV + ")"), "with a new Conv2d that has not the stride and the padding of the old one"),
         Mistake(
@@ -480,6 +485,9 @@ MOVING_AVERAGE = Exercise(
             edit(ENDS, "if self.low is not None:\n            return\n        " + ENDS), "with the first batch alone"
         ),
         Mistake(edit("self.low is None", "True"), "with the latest batch alone"),
+        Mistake(edit("* self.high", "* self.low"), "with the old low end in the average of the high end"),
+        Mistake(edit("self.low, self.high = low, high", "return"), "with a first batch that is not kept in `self`"),
+        Mistake(edit("self.low, self.high = low, high", "pass"), "with the first batch averaged with None"),
         Mistake(
             edit(
                 SHARES.format("low"),
