@@ -35,10 +35,7 @@ LIMITS = Exercise(
             [(-(2 ** (b - 1)), 2 ** (b - 1) - 1) for b in (8, 16, 32)],
             "for int8, int16 and int32; asked are int16, int32 and int64",
         ),
-        Mistake(
-            [(2 ** (b - 1) - 1, -(2 ** (b - 1))) for b in WIDTHS],
-            "with each pair the wrong way round: the smallest comes first",
-        ),
+        Mistake([(2 ** (b - 1) - 1, -(2 ** (b - 1))) for b in WIDTHS], "with the largest first in each pair"),
         Mistake(
             [(-(2 ^ (b - 1)), (2 ^ (b - 1)) - 1) for b in WIDTHS],
             "with ^, which is exclusive or in Python; a power is written **",
@@ -51,12 +48,9 @@ LIMITS = Exercise(
             [(-(2 ** (b - 1)), 2**b - 1) for b in WIDTHS],
             "with the smallest of the signed type and the largest of the unsigned one",
         ),
+        Mistake([2 ** (b - 1) - 1 for b in WIDTHS], "with the largest alone; each is a pair, smallest first"),
         Mistake(
-            [2 ** (b - 1) - 1 for b in WIDTHS], "with the largest alone; each is a pair, and the smallest comes first"
-        ),
-        Mistake(
-            [(-(2 ** (b - 1)), 2 ** (b - 1) - 1) for b in (8, *WIDTHS)],
-            "with the pair of int8 as well; asked are int16, int32 and int64",
+            [(-(2 ** (b - 1)), 2 ** (b - 1) - 1) for b in (8, *WIDTHS)], "with int8 as well, which is not asked for"
         ),
         Mistake([(-(2 ** (b - 1)), 2 ** (b - 1) - 1) for b in WIDTHS[::-1]], "with the widest first; begin with int16"),
         Mistake(
@@ -116,17 +110,13 @@ FROM_TWOS_COMPLEMENT = Exercise(
             edit("codes - 2**bits", "2 ** (bits - 1) - codes"),
             "with the top bit read as a minus before the other bits (sign and magnitude)",
         ),
-        Mistake(
-            edit("2**bits", "(2**bits - 1)"),
-            "with ones' complement, which flips the bits and does not add 1: take off 2**bits",
-        ),
+        Mistake(edit("2**bits", "(2**bits - 1)"), "with ones' complement, which flips the bits and adds no 1"),
         Mistake(
             edit("codes - 2**bits", "-codes"),
             "with a minus before the whole code, top bit and all: -(128 + 1) in place of -128 + 1",
         ),
         Mistake(
-            edit("codes - 2**bits", "2**bits - codes"),
-            "with the minus lost: 2**bits - code is how far below 0 the number lies",
+            edit("codes - 2**bits", "2**bits - codes"), "with the minus lost: 2**bits - code is how far below 0 it lies"
         ),
         Mistake(
             edit("2**bits, codes)", "2 ** (bits - 1), codes - 2 ** (bits - 1))"),
@@ -138,12 +128,10 @@ FROM_TWOS_COMPLEMENT = Exercise(
             "with codes taken as negative one too early: 2**(bits - 1) - 1 is still positive",
         ),
         Mistake(edit("codes = codes", "bits, codes = 8, codes"), "with a width of 8 whatever `bits` says"),
-        Mistake(
-            edit("codes - 2**bits", "codes & 2 ** (bits - 1) - 1"), "with the top bit dropped; it counts -2**(bits - 1)"
-        ),
+        Mistake(edit("- 2**bits", "& 2 ** (bits - 1) - 1"), "with the top bit dropped; it counts -2**(bits - 1)"),
         Mistake(
             edit(", codes)", ", codes - 2**bits)"),
-            "with 2**bits taken off every code; only those with the top bit set lose it",
+            "with 2**bits taken off every code; only those with the top bit lose it",
         ),
         Mistake(
             edit("2 ** (bits - 1)", "2 ^ (bits - 1)", "2**bits", "(2 ^ bits)"),
@@ -211,7 +199,7 @@ FLOAT_FIELDS = Exercise(
         Mistake(edit("(bits >> 31) & 1", "torch.signbit(tensor)"), "with True and False for the sign; make it 0 or 1"),
         Mistake(
             edit("(bits >> 31) & 1", "torch.sign(tensor).int()"),
-            "with torch.sign, which gives 1, 0 or -1; the stored bit is 0 for plus and 1 for minus",
+            "with torch.sign, which gives 1, 0 or -1; stored is 0 or 1",
         ),
         Mistake(
             edit("(bits >> 31) & 1", "(tensor < 0).int()"),
@@ -232,9 +220,7 @@ FLOAT_FIELDS = Exercise(
         ),
         Mistake(edit("- 1)", "- 1) | 2**23"), "with the hidden 1 put before the fraction; it is not stored"),
         Mistake(edit("(2**23 - 1)", "2**23"), "with 2**23 for the mask, which is one bit; 2**23 - 1 is 23 of them"),
-        Mistake(
-            edit("2**23", "2**24"), "with a mask of 24 bits for the fraction; it has 23, and the next is the exponent's"
-        ),
+        Mistake(edit("2**23", "2**24"), "with a mask of 24 bits for the fraction; it has 23"),
         Mistake(edit("2**23", "2**22"), "with a mask of 22 bits for the fraction; it has 23"),
         Mistake(edit(" & (2**23 - 1)", ""), "with no mask on the fraction: sign and exponent are still in it"),
         Mistake(
@@ -242,8 +228,7 @@ FLOAT_FIELDS = Exercise(
             "with the fraction divided by 2**23; wanted are its bits, as an integer",
         ),
         Mistake(
-            edit("bits & (", "bits.bitwise_and_("),
-            "with an operation in place: the view shares the memory of the tensor it was made from",
+            edit("bits & (", "bits.bitwise_and_("), "with an operation in place: the view shares the tensor's memory"
         ),
         Mistake(
             edit("(bits >> 23) & 255, bits & (2**23 - 1)", "bits & (2**23 - 1), (bits >> 23) & 255"),

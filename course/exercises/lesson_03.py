@@ -52,11 +52,9 @@ QUANTIZE = Exercise(
         Mistake(edit("torch.round", "torch.floor"), "with floor in place of round"),
         Mistake(edit("torch.round", "torch.ceil"), "with ceil in place of round"),
         Mistake(edit("torch.round", ""), "with no round before the cast, which cuts off the decimals"),
+        Mistake(edit("torch.round(", "(0.5 + "), "with + 0.5 and a cut: below 0 the cut goes up, one too high"),
         Mistake(
-            edit("torch.round(", "(0.5 + "), "with + 0.5 and a cut: below 0 the cut goes up, so that is one too high"
-        ),
-        Mistake(
-            edit("tensor.float()", "tensor.round()"), "with the round before the division; round when all else is done"
+            edit("tensor.float()", "tensor.round()"), "with the round before the division; it comes after all else"
         ),
         Mistake(
             edit(".clamp(qmin, qmax)", ".to(torch.int64)"),
@@ -67,24 +65,18 @@ QUANTIZE = Exercise(
             "with the clamp after the cast, when the values have wrapped around already",
         ),
         Mistake(
-            edit("clamp(qmin, qmax)", "clamp(max=qmax)"),
-            "with a clamp at the upper end alone; below, the cast wraps around",
+            edit("clamp(qmin, qmax)", "clamp(max=qmax)"), "with no clamp at the lower end, where the cast wraps around"
         ),
         Mistake(
-            edit("clamp(qmin, qmax)", "clamp(min=qmin)"),
-            "with a clamp at the lower end alone; above, the cast wraps around",
+            edit("clamp(qmin, qmax)", "clamp(min=qmin)"), "with no clamp at the upper end, where the cast wraps around"
         ),
         Mistake(
             edit("quant_range(bits)", "-128, 127"),
             "with a clamp to -128 and 127 whatever the bits; the range is quant_range(bits)",
         ),
-        Mistake(
-            edit("clamp(qmin,", "clamp(-qmax,"), "with a clamp to -qmax and qmax; the range starts at qmin, one lower"
-        ),
+        Mistake(edit("clamp(qmin,", "clamp(-qmax,"), "with a clamp to -qmax and qmax; it starts at qmin, one lower"),
         Mistake(edit(", qmax)", ", -qmin)"), "with a clamp to qmin and -qmin; the range ends at qmax, one lower"),
-        Mistake(
-            edit("qmin, qmax =", "qmax, qmin ="), "with the two ends swapped: quant_range gives the smaller one first"
-        ),
+        Mistake(edit("qmin, qmax =", "qmax, qmin ="), "with the ends swapped: quant_range gives the smaller one first"),
         Mistake(
             edit(
                 "scale + zero_point)",
@@ -97,19 +89,15 @@ QUANTIZE = Exercise(
         Mistake(edit("/ scale + zero_point", "/ scale"), "without the zero point"),
         Mistake(
             edit("scale + zero_point", "scale - zero_point"),
-            "with the zero point subtracted; solve r = s (q - z) for q once more",
+            "with the zero point subtracted; solve r = s (q - z) for q",
         ),
-        Mistake(
-            edit("/ scale", "* scale"), "with a multiplication by the scale; dividing counts how many steps fit in r"
-        ),
+        Mistake(edit("/ scale", "* scale"), "with a multiplication by the scale; dividing counts the steps in r"),
         Mistake(
             edit("tensor.float() / scale + zero_point", "(tensor.float() + zero_point) / scale"),
             "with the zero point added before the division; it counts integers, not reals",
         ),
         Mistake(edit(".to(torch.int8)", ""), "without the cast to int8 at the end"),
-        Mistake(
-            edit("torch.int8", "torch.int32"), "with a cast to int32; int8 is asked for, and takes a quarter of it"
-        ),
+        Mistake(edit("torch.int8", "torch.int32"), "with a cast to int32; int8 is asked for, a quarter of it"),
         Mistake(edit("torch.int8", "torch.uint8"), "with a cast to uint8, which holds no negative number; int8 does"),
         Mistake(
             edit("clamp(qmin, qmax).to(torch.int8)", "clamp(0, 2**bits - 1).to(torch.uint8)"),
@@ -121,7 +109,7 @@ QUANTIZE = Exercise(
         ),
         Mistake(
             edit("tensor.float() / scale", "tensor.div_(scale)"),
-            "with operations in place, those whose name ends in an underscore",
+            "with an operation in place, whose name ends in an underscore",
         ),
     ],
     equivalent={
@@ -175,9 +163,7 @@ DEQUANTIZE = Exercise(
             edit("scale * (values", "(scale * values"),
             "with the zero point taken off after the scaling; it counts integers, so first q - z",
         ),
-        Mistake(
-            edit(".float()", ""), "with the subtraction done in int8, where 127 - (-70) does not fit and wraps around"
-        ),
+        Mistake(edit(".float()", ""), "with the subtraction done in int8, where 127 - (-70) wraps around"),
         Mistake(edit("values.float()", "values.to(torch.uint8)"), "with the values made uint8, where -1 becomes 255"),
         Mistake(edit("scale * (", "1 / scale * ("), "with a division by the scale; here you multiply"),
         Mistake(
@@ -185,8 +171,7 @@ DEQUANTIZE = Exercise(
             "with a cast back to integers; real numbers come out",
         ),
         Mistake(
-            edit("return ", "return torch.round(", "point)\n", "point))\n"),
-            "with a round at the end; real numbers come out",
+            edit("return ", "return torch.round(", "point)\n", "point))\n"), "with a round at the end; reals come out"
         ),
         Mistake(edit(".float()", ".half()"), "with a result in half precision; return float32"),
         Mistake(edit(".float()", ".double()"), "with a result in float64; return float32, half as large"),
@@ -194,10 +179,7 @@ DEQUANTIZE = Exercise(
             edit(".float() -", ".sub_(zero_point).float() - 0 *"),
             "with an operation in place on the values, in int8, where 127 - (-70) wraps around as well",
         ),
-        Mistake(
-            edit("values.float() -", "values.float() + 0 * values.zero_() -"),
-            "with an operation in place on the values",
-        ),
+        Mistake(edit(".float() -", ".float() + 0 * values.zero_() -"), "with an operation in place on the values"),
     ],
     equivalent={
         "without: scale, zero_point = (expand_groups(qparam, values, group_size) for qparam in (scale, zero_point))": (
