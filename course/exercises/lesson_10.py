@@ -29,7 +29,7 @@ FINE_INPUT = torch.tensor([[1 + 2.0**-12, 0.5, -2.0]])
 
 
 # Pieces of the key.
-CAST_WEIGHT, PRODUCT = "weight.to(input.dtype)", "torch.nn.functional.linear(input, weight.to(input.dtype))"
+CAST, PRODUCT = "weight.to(input.dtype)", "torch.nn.functional.linear(input, weight.to(input.dtype))"
 
 
 def how_made(args, index):
@@ -59,35 +59,15 @@ W8_A16_FORWARD = Exercise(
         Mistake(edit("sums * scales", "sums"), "without the scales"),
         Mistake(edit("sums *", "sums /"), "with a division by the scales; they turn steps into numbers, so multiply"),
         Mistake(edit("* scales", "* scales * scales"), "with the scales applied twice"),
+        Mistake(edit("* scales", "* scales.max()"), "with one scale for all outputs; each has its own"),
         Mistake(edit("output + bias", "output"), "without the bias"),
+        Mistake(edit("output + bias", "output - bias"), "with the bias subtracted"),
         Mistake(
             edit("sums * scales", "(sums if bias is None else sums + bias) * scales", "output + bias", "output"),
             "with the bias added to the bare sums, perhaps by F.linear, so that it is scaled as well",
         ),
-        Mistake(edit("output + bias", "output - bias"), "with the bias subtracted"),
-        Mistake(
-            edit("bias is not None", "True"), "with a bias added even where it is None; ask `if bias is not None` first"
-        ),
+        Mistake(edit("bias is not None", "True"), "with a bias added even where it is None; ask `is not None` first"),
         Mistake(edit("bias is not None", "bias"), "with `if bias:`, which a tensor cannot answer; ask `is not None`"),
-        Mistake(
-            edit(CAST_WEIGHT, "weight"), "with no cast of the weight; int8 and floats do not meet in a matrix product"
-        ),
-        Mistake(
-            edit(CAST_WEIGHT, "weight.float()"),
-            "with the weight cast to float32 whatever the input's dtype; cast it to `input.dtype`",
-        ),
-        Mistake(
-            edit(CAST_WEIGHT, "weight.half()"),
-            "with the weight cast to float16 whatever the input's dtype; cast it to `input.dtype`",
-        ),
-        Mistake(
-            edit("input, " + CAST_WEIGHT, "input.to(torch.int8).float(), weight.float()"),
-            "with the input cast to int8, which cuts off its decimals; cast the weight, and leave the input as it is",
-        ),
-        Mistake(
-            edit("input, " + CAST_WEIGHT, "input.to(torch.int8), weight"),
-            "with the input cast to int8 and the product done in it; cast the weight to the input's dtype instead",
-        ),
         Mistake(
             edit("return output.to(input.dtype)", "return output"),
             "with no cast at the end: 16-bit sums times float32 scales are float32; the output has the input's dtype",
@@ -96,9 +76,20 @@ W8_A16_FORWARD = Exercise(
             edit("return output.to(input.dtype)", "return output.half()"),
             "with an output of float16 whatever the input; it has the input's dtype",
         ),
+        Mistake(edit(CAST, "weight"), "with no cast of the weight; int8 and floats do not meet in a matrix product"),
+        Mistake(edit(CAST, "weight.float()"), "with the weight cast to float32 always; cast it to `input.dtype`"),
+        Mistake(edit(CAST, "weight.half()"), "with the weight cast to float16 always; cast it to `input.dtype`"),
         Mistake(
-            edit("input, " + CAST_WEIGHT, "input.half(), weight.half()"),
+            edit("input, " + CAST, "input.half(), weight.half()"),
             "with the input cast to 16 bits, whatever it was; compute in the dtype that it has",
+        ),
+        Mistake(
+            edit("input, " + CAST, "input.to(torch.int8).float(), weight.float()"),
+            "with the input cast to int8, which cuts off its decimals; cast the weight, and leave the input as it is",
+        ),
+        Mistake(
+            edit("input, " + CAST, "input.to(torch.int8), weight"),
+            "with the input cast to int8 and the product done in it; cast the weight to the input's dtype instead",
         ),
         Mistake(
             edit("* scales", "* scales.to(input.dtype)"),
@@ -109,29 +100,35 @@ W8_A16_FORWARD = Exercise(
             "with the scales laid along the batch; they belong to the outputs, the last dimension",
         ),
         Mistake(
-            edit(CAST_WEIGHT, "(weight * scales).to(input.dtype)", "sums * scales", "sums"),
+            edit(CAST, "(weight * scales).to(input.dtype)", "sums * scales", "sums"),
             "with the scales on the columns of the weight, inside the sums; each belongs to a row, and so to an output",
         ),
         Mistake(
             edit("(input, ", "((input * scales).to(input.dtype), ", "sums * scales", "sums"),
             "with the scales on the input; each belongs to an output",
         ),
-        Mistake(edit("* scales", "* scales.max()"), "with one scale for all outputs; each has its own"),
         Mistake(
-            edit("torch.nn.functional.linear(input, ", "input @ ("),
-            "without the transpose; a row of the weight belongs to an output",
+            edit(CAST, "weight * scales[:, None], bias", "sums * scales", "sums", "output + bias", "output"),
+            "with the scaled weight left in float32; cast it to the input's dtype",
         ),
         Mistake(
-            edit(PRODUCT, CAST_WEIGHT + " @ input.T"),
-            "with the weight on the left; the batch comes first, so input @ weight.T",
+            edit(
+                CAST,
+                CAST + " * scales[:, None].to(input.dtype), bias",
+                "sums * scales",
+                "sums",
+                "output + bias",
+                "output",
+            ),
+            "with a bias and a product of two dtypes in F.linear; cast the bias, or add it afterwards",
         ),
+        Mistake(edit(PRODUCT, "input @ " + CAST), "without the transpose; a row of the weight belongs to an output"),
         Mistake(
-            edit("return output", "return output.round()"),
-            "with the output rounded; activations stay real numbers here",
+            edit(PRODUCT, CAST + " @ input.T"), "with the weight on the left; the batch comes first, input @ weight.T"
         ),
+        Mistake(edit("return output", "return output.round()"), "with the output rounded; activations stay real here"),
         Mistake(
-            edit(PRODUCT, PRODUCT + "\n    weight.data = weight.float()"),
-            "with an operation in place on what was given",
+            edit("return", "weight.data = weight.float()\n    return"), "with an operation in place on what was given"
         ),
     ],
     hints=[
@@ -151,9 +148,9 @@ ROWS = torch.tensor([[0.9, -0.35, 0.2, 0.041], [-2.1, 1.0, 0.31, 1.7], [0.006, 0
 ONE_ZERO_ROW = torch.tensor([[0.5, -0.24, 0.1, 0.03], [0.0, 0.0, 0.0, 0.0]])
 TALL = torch.tensor([[0.7, -0.3], [0.11, 0.52], [-1.4, 0.93], [0.05, -0.08], [3.1, 2.2]])
 # In bfloat16 the largest of the first row, divided by its rounded scale, is 127.5, and rounds to 128.
-COARSE = torch.tensor([[0.1669921875, -0.1, 0.06, 0.013], [-1.3, 0.7, 0.45, 1.02]]).bfloat16()
+COARSE = torch.tensor([[0.1669921875, -0.1, 0.06, 0.013], [1.3, -0.7, 0.45, -1.02]]).bfloat16()
 # Near the smallest numbers of float16: the scales cannot be written in it.
-FAINT = torch.tensor([[6e-7, -2.4e-7, 1.2e-7], [3e-6, 1.9e-6, -1e-6]]).half()
+FAINT = torch.tensor([[6e-7, 2.4e-7, 1.2e-7], [3e-6, 1.9e-6, 1e-6]]).half()
 # Largest magnitudes of 127/64 and 127/16: the scales are powers of two, and all else is exact in 16 bits.
 EXACT = torch.tensor([[127, -32, 4], [-8, 127, 64]]) / torch.tensor([[64], [16]])
 
@@ -258,19 +255,20 @@ def lets_go_of_the_weights_gradient(answer):
 
 
 # Pieces of the key, and what is put in their place.
-PARTS = ("int8_weights", "scales", "bias")
-SCALES, QUANTIZED = "affine.choose_qparams(weights, INT8)", "affine.quantize(weights, row_scales, zero_point)"
-BY_HAND = "((weights.float().abs().amax(1, keepdim=True) / 127){}, 0)"
-# Without a clamp. int16 in between: what a cast of 128.0 to int8 gives differs between machines.
-IN_16_BITS = "torch.round(weights / row_scales.to(weights.dtype)).nan_to_num(0, 0, 0).to(torch.int16).to(torch.int8)"
-CLAMPED_IN_16_BITS = "torch.round(weights / row_scales.to(weights.dtype)).clamp(-128, 127).to(torch.int8)"
+INT8_WEIGHTS, SCALES, BIAS = (f'self.register_buffer("{part}", ' for part in ("int8_weights", "scales", "bias"))
+CHOSEN, QUANTIZED = "affine.choose_qparams(weights, INT8)", "affine.quantize(weights, row_scales, zero_point)"
+ABSMAX = "weights.float().abs().amax(1, keepdim=True)"
+IN_16_BITS = "torch.round(weights / row_scales.to(weights.dtype))"
+CLAMPED = IN_16_BITS + ".clamp(-128, 127).to(torch.int8)"
+# int16 in between: what a cast of 128.0 to int8 gives differs between machines.
+WRAPPED = IN_16_BITS + ".nan_to_num(0, 0, 0).to(torch.int16).to(torch.int8)"
+KEPT, KEPT_IN_16_BITS, WIDENED = ".squeeze(1)", ".squeeze(1).to(weights.dtype)", ".squeeze(1).to(weights.dtype).float()"
 FORWARD = "w8_a16_forward(self.int8_weights, input, self.scales, self.bias)"
-LINEAR = "torch.nn.functional.linear(input, {}.to(input.dtype), self.bias)"
 
 
-def each_part_made_by(call):
-    """An edit of the three lines that register a buffer: `call` is how another begins, with {} for the name."""
-    return edit(*(text for part in PARTS for text in (f'self.register_buffer("{part}", ', call.format(part))))
+def linear(weight):
+    """Code that takes a float of a weight for the whole of `forward`."""
+    return f"torch.nn.functional.linear(input, {weight}.to(input.dtype), self.bias)"
 
 
 W8A16_LINEAR_LAYER = Exercise(
@@ -309,13 +307,187 @@ W8A16_LINEAR_LAYER = Exercise(
         Property(lets_go_of_the_weights_gradient),
     ],
     mistakes=[
+        # the integers
         Mistake(
-            edit('self.register_buffer("int8_weights", ', "self.int8_weights = torch.nn.Parameter("),
+            edit(QUANTIZED, "(weights.float() / row_scales).to(torch.int8)"),
+            "with no round before the cast, which cuts off the decimals",
+        ),
+        Mistake(
+            edit(QUANTIZED, "torch.floor(weights.float() / row_scales).to(torch.int8)"), "with floor in place of round"
+        ),
+        Mistake(
+            edit(QUANTIZED, "torch.round(weights.float() * row_scales).to(torch.int8)"),
+            "with a multiplication by the scale; divide, to count the steps",
+        ),
+        Mistake(edit(QUANTIZED, "weights"), "with the float weight kept in the place of the integers"),
+        Mistake(
+            edit("zero_point)", "zero_point).float()"), "with whole numbers that are still floats; cast them to int8"
+        ),
+        Mistake(edit("zero_point)", "zero_point).to(torch.uint8)"), "with uint8, which has no negative numbers"),
+        Mistake(
+            edit("row_scales, zero_point)", "row_scales.squeeze(1), zero_point)"),
+            "with a division by scales that lie along the columns; `[:, None]` stands them beside the rows",
+        ),
+        # the scales
+        Mistake(
+            edit(CHOSEN, f"({ABSMAX} / 127, 0)"), "with a scale of 0, or next to 0, for a row of zeros; it is 1 there"
+        ),
+        Mistake(
+            edit(CHOSEN, f"(({ABSMAX} / 127).clamp(min=1e-8), 0)"),
+            "with no scale below 1e-8; a row of zeros has the scale 1, and a row of small numbers its own",
+        ),
+        Mistake(
+            edit(CHOSEN, f"(({ABSMAX} / 127).clamp(min=torch.finfo(torch.float32).eps), 0)"),
+            "with no scale below torch's eps; a row of zeros has the scale 1, and a row of small numbers its own",
+        ),
+        Mistake(
+            edit("(weights, INT8)", "(weights.float() * 127 / 128, INT8)"),
+            "with the largest magnitude over 128; the largest integer is 127",
+        ),
+        Mistake(
+            edit(
+                "(weights, INT8)",
+                "(weights.float() * 127 / 128, INT8)",
+                QUANTIZED,
+                WRAPPED.replace("weights.dtype", "torch.float32"),
+            ),
+            "with the largest magnitude over 128: then it becomes 128 itself and wraps to -128",
+        ),
+        Mistake(
+            edit("(weights, INT8)", "(weights.float() * 127 / 255, INT8)"),
+            "with the largest magnitude over 255; it reaches from 0 to one end only, over 127",
+        ),
+        Mistake(
+            edit("(weights, INT8)", "(weights.clamp(min=0), INT8)"),
+            "with the largest value of a row; it is the largest magnitude that counts, `.abs()` first",
+        ),
+        Mistake(
+            edit(CHOSEN, "(weights.float().abs().max(1) / 127, 0)"),
+            "with `.max(1)` as it is, which gives values and indices; take its `.values`",
+        ),
+        Mistake(
+            edit("INT8", "Scheme(axis=None)", KEPT, ""),
+            "with a single scale, of shape (), for the whole weight; each row has its own",
+        ),
+        Mistake(
+            edit("INT8", "Scheme(axis=None)", KEPT, ".expand(len(weights))"),
+            "with one scale for the whole weight; each row has its own",
+        ),
+        Mistake(
+            edit("INT8", "Scheme(axis=1)", KEPT, ".squeeze(0)"),
+            "with a scale for each column; each row has one, so reduce over dimension 1",
+        ),
+        Mistake(
+            edit(KEPT, ""), "with scales of shape (outputs, 1); `.squeeze(1)` makes the row that meets the outputs"
+        ),
+        Mistake(
+            edit("INT8", "Scheme(symmetric=False)"),
+            "with asymmetric integers; the layer has no zero point to take off again",
+        ),
+        # 16 bits
+        Mistake(edit(KEPT, KEPT_IN_16_BITS), "with the scales kept in the weight's own dtype; they stay float32"),
+        Mistake(
+            edit(QUANTIZED, WRAPPED, KEPT, KEPT_IN_16_BITS),
+            "with scales and division in the weight's own 16 bits; make the weight float32 first",
+        ),
+        Mistake(
+            edit(QUANTIZED, WRAPPED, KEPT, WIDENED),
+            "with all of it calculated in the weight's own 16 bits; make the weight float32 first, not the result",
+        ),
+        Mistake(
+            edit(QUANTIZED, WRAPPED),
+            "with a division in the weight's own 16 bits, whose steps near 127 are half an integer or the scale of "
+            "which is 0; make the weight float32 first",
+        ),
+        Mistake(
+            edit(QUANTIZED, CLAMPED, KEPT, KEPT_IN_16_BITS),
+            "with scales and division in the weight's own 16 bits, where a clamp saves the signs and no more",
+        ),
+        Mistake(
+            edit(QUANTIZED, CLAMPED, KEPT, WIDENED),
+            "with all of it calculated in the weight's own 16 bits, where a clamp saves the signs and no more",
+        ),
+        Mistake(
+            edit(QUANTIZED, CLAMPED),
+            "with a division in the weight's own 16 bits, where a clamp saves the signs and no more",
+        ),
+        Mistake(
+            edit("(weights, row_scales", "(weights, row_scales.to(weights.dtype)", KEPT, KEPT_IN_16_BITS),
+            "with the scales cast to the weight's own dtype before the division; they stay float32",
+        ),
+        Mistake(
+            edit("(weights, row_scales", "(weights, row_scales.to(weights.dtype)", KEPT, WIDENED),
+            "with scales that were rounded to the weight's own dtype on the way; they stay float32 throughout",
+        ),
+        # what `quantize` keeps
+        Mistake(
+            edit(
+                "self.int8_weights = affine", "values = affine", "self.scales = row_scales.squeeze(1)", "return values"
+            ),
+            "with integers and scales returned; `quantize` keeps them in self.int8_weights and self.scales",
+        ),
+        Mistake(
+            edit("self.scales = row", "scales = row"), "with the scales in a variable of `quantize`; keep self.scales"
+        ),
+        Mistake(
+            edit(QUANTIZED, "affine.quantize(weights.div_(row_scales), 1, 0)"),
+            "with an operation in place on the weight",
+        ),
+        Mistake(edit(".detach()", ""), "without `.detach()`"),
+        Mistake(
+            edit("weights = weights", "if self.int8_weights.any():\n            return\n        weights = weights"),
+            "with a layer that can be quantized only once",
+        ),
+        Mistake(
+            edit("self.scales = row", "self.weight = weights\n        self.scales = row"),
+            "with the float weight kept beside the integers; they are all that should be left of it",
+        ),
+        Mistake(
+            edit(
+                "self.scales = row", "self.weight = weights\n        self.scales = row", FORWARD, linear("self.weight")
+            ),
+            "with the float weight kept, and `forward` computed from that",
+        ),
+        Mistake(
+            edit(
+                "self.scales = row",
+                "self.copy = self.int8_weights * row_scales\n        self.scales = row",
+                FORWARD,
+                linear("self.copy"),
+            ),
+            "with a float copy kept beside the integers; `forward` works with the integers",
+        ),
+        # `forward`
+        Mistake(edit(", self.bias", ""), "without the bias in `forward`"),
+        Mistake(edit("input, self.scales", "input, torch.ones_like(self.scales)"), "without the scales in `forward`"),
+        Mistake(
+            edit(FORWARD, f"({linear('self.int8_weights')} * self.scales).to(input.dtype)"),
+            "with the bias scaled as well",
+        ),
+        Mistake(
+            edit(FORWARD, "torch.nn.functional.linear(input, self.int8_weights * self.scales[:, None], self.bias)"),
+            "with a weight of float32 in `forward` whatever the input; leave it to w8_a16_forward",
+        ),
+        Mistake(
+            edit("self.int8_weights, input", "input, self.int8_weights"),
+            "with the weight and the input swapped in the call of w8_a16_forward",
+        ),
+        Mistake(
+            edit("input, self.scales", "input.float(), self.scales"),
+            "with an output of float32 whatever the input; it has the input's dtype",
+        ),
+        Mistake(
+            edit("return w8", "self.scales = self.scales.to(input.dtype)\n        return w8"),
+            "with self.scales assigned to in `forward`; cast into a variable of its own",
+        ),
+        # the buffers
+        Mistake(
+            edit(INT8_WEIGHTS, "self.int8_weights = torch.nn.Parameter("),
             "with the integers as an nn.Parameter; make them a buffer with `register_buffer`",
         ),
         Mistake(
             edit(
-                'self.register_buffer("int8_weights", ',
+                INT8_WEIGHTS,
                 "self.int8_weights = torch.nn.Parameter(requires_grad=False, data=",
                 "self.int8_weights = affine",
                 "self.int8_weights.data = affine",
@@ -323,39 +495,28 @@ W8A16_LINEAR_LAYER = Exercise(
             "with the integers as an nn.Parameter of requires_grad=False; `register_buffer` is made for them",
         ),
         Mistake(
-            edit(
-                'self.register_buffer("scales", ',
-                "self.scales = torch.nn.Parameter(",
-                "self.scales = row",
-                "self.scales.data = row",
-            ),
+            edit(SCALES, "self.scales = torch.nn.Parameter(", "self.scales = row", "self.scales.data = row"),
             "with the scales as an nn.Parameter; they belong to the integers, as a buffer",
         ),
         Mistake(
-            edit(
-                'self.register_buffer("bias", ',
-                "self.bias = torch.nn.Parameter(",
-                " if bias",
-                ") if bias",
-                "else None)",
-                "else None",
-            ),
+            edit(BIAS, "self.bias = torch.nn.Parameter(", " if bias else None)", ") if bias else None"),
             "with the bias as an nn.Parameter; here it is a buffer as well",
         ),
         Mistake(
-            each_part_made_by("self.{} = ("),
+            edit(INT8_WEIGHTS, "self.int8_weights = (", SCALES, "self.scales = (", BIAS, "self.bias = ("),
             "with plain attributes; a tensor is saved and moved only if it is registered",
         ),
+        Mistake(edit(SCALES, "self.scales = ("), "with scales that are a plain attribute, neither saved nor moved"),
+        Mistake(edit(BIAS, "self.bias = ("), "with a bias that is a plain attribute, neither saved nor moved"),
         Mistake(
-            edit('self.register_buffer("scales", ', "self.scales = ("),
-            "with the scales as a plain attribute, neither saved nor moved; `register_buffer` them too",
-        ),
-        Mistake(
-            edit('self.register_buffer("bias", ', "self.bias = ("),
-            "with the bias as a plain attribute, neither saved nor moved; `register_buffer` it too",
-        ),
-        Mistake(
-            each_part_made_by('self.register_buffer(persistent=False, name="{}", tensor='),
+            edit(
+                "dtype=torch.int8)",
+                "dtype=torch.int8), False",
+                "float32))",
+                "float32), False)",
+                "bias else None",
+                "bias else None, False",
+            ),
             "with persistent=False, which keeps a buffer out of the state_dict",
         ),
         Mistake(
@@ -377,8 +538,7 @@ W8A16_LINEAR_LAYER = Exercise(
         ),
         Mistake(edit("ones(out", "ones(in"), "with scales made for the inputs; there is one for each output"),
         Mistake(
-            edit("torch.ones(out_features", "torch.ones((out_features, 1)"),
-            "with new scales of shape (outputs, 1); they are a row, one for each output",
+            edit("ones(out_features", "ones((out_features, 1)"), "with new scales of shape (outputs, 1); they are a row"
         ),
         Mistake(edit("out_features, dtype=dtype", "out_features"), "with `dtype` ignored; the bias is of that dtype"),
         Mistake(
@@ -387,181 +547,10 @@ W8A16_LINEAR_LAYER = Exercise(
         ),
         Mistake(edit(" if bias else None", ""), "with a bias even where bias=False"),
         Mistake(
-            edit('self.register_buffer("bias"', 'if bias: self.register_buffer("bias"', " if bias else None", ""),
+            edit(BIAS, "if bias: " + BIAS, " if bias else None", ""),
             "with no `bias` at all where bias=False, when `forward` looks for one; make it None",
         ),
-        Mistake(
-            edit(
-                "self.int8_weights = affine", "values = affine", "self.scales = row_scales.squeeze(1)", "return values"
-            ),
-            "with integers and scales returned; `quantize` keeps them in self.int8_weights and self.scales",
-        ),
-        Mistake(
-            edit("self.scales = row", "scales = row"),
-            "with the scales kept in a variable of `quantize`, not in self.scales",
-        ),
-        Mistake(edit(QUANTIZED, "weights"), "with the float weight kept in the place of the integers"),
-        Mistake(
-            edit("zero_point)", "zero_point).float()"), "with whole numbers that are still floats; cast them to int8"
-        ),
-        Mistake(edit("zero_point)", "zero_point).to(torch.uint8)"), "with uint8, which has no negative numbers"),
-        Mistake(
-            edit(QUANTIZED, "(weights.float() / row_scales).to(torch.int8)"),
-            "with no round before the cast, which cuts off the decimals",
-        ),
-        Mistake(
-            edit(QUANTIZED, "torch.floor(weights.float() / row_scales).to(torch.int8)"), "with floor in place of round"
-        ),
-        Mistake(
-            edit(QUANTIZED, "torch.round(weights.float() * row_scales).to(torch.int8)"),
-            "with a multiplication by the scale; divide, to count the steps",
-        ),
-        Mistake(
-            edit(
-                SCALES,
-                "affine.choose_qparams(weights.float() * 127 / 128, INT8)",
-                QUANTIZED,
-                "torch.round(weights.float() / row_scales).to(torch.int16).to(torch.int8)",
-            ),
-            "with the largest magnitude over 128: then it becomes 128 itself and wraps to -128",
-        ),
-        Mistake(
-            edit("(weights, INT8)", "(weights.float() * 127 / 128, INT8)"),
-            "with the largest magnitude over 128; the largest integer is 127",
-        ),
-        Mistake(
-            edit("(weights, INT8)", "(weights.float() * 127 / 255, INT8)"),
-            "with the largest magnitude over 255; it reaches from 0 to one end only, over 127",
-        ),
-        Mistake(
-            edit("(weights, INT8)", "(weights.clamp(min=0), INT8)"),
-            "with the largest value of a row; it is the largest magnitude that counts, `.abs()` first",
-        ),
-        Mistake(
-            edit(SCALES, "(weights.float().abs().max(1) / 127, 0)"),
-            "with `.max(1)` as it is, which gives values and indices; take its `.values`",
-        ),
-        Mistake(
-            edit("INT8", "Scheme(axis=None)", ".squeeze(1)", ""),
-            "with a single scale, of shape (), for the whole weight; each row has its own",
-        ),
-        Mistake(
-            edit("INT8", "Scheme(axis=None)", ".squeeze(1)", ".expand(len(weights))"),
-            "with one scale for the whole weight; each row has its own",
-        ),
-        Mistake(
-            edit("INT8", "Scheme(axis=1)", ".squeeze(1)", ".squeeze(0)"),
-            "with a scale for each column; each row has one, so reduce over dimension 1",
-        ),
-        Mistake(
-            edit("row_scales, zero_point)", "row_scales.squeeze(1), zero_point)"),
-            "with a division by scales that lie along the columns; `keepdim=True` or `[:, None]` stands them beside the rows",
-        ),
-        Mistake(
-            edit(".squeeze(1)", ""),
-            "with scales of shape (outputs, 1); `.squeeze(1)` makes the row that meets the outputs",
-        ),
-        Mistake(edit(SCALES, BY_HAND.format("")), "with a scale of 0, or next to 0, for a row of zeros; it is 1 there"),
-        Mistake(
-            edit(SCALES, BY_HAND.format(".clamp(min=1e-8)")),
-            "with no scale below 1e-8; a row of zeros has the scale 1, and a small row its own",
-        ),
-        Mistake(
-            edit(SCALES, BY_HAND.format(".clamp(min=torch.finfo(torch.float32).eps)")),
-            "with no scale below torch's eps; a row of zeros has the scale 1, and a small row its own",
-        ),
-        Mistake(
-            edit("INT8", "Scheme(symmetric=False)"),
-            "with asymmetric integers; the layer has no zero point to take off again",
-        ),
-        Mistake(
-            edit(".squeeze(1)", ".squeeze(1).to(weights.dtype)"),
-            "with the scales kept in the weight's own dtype; they stay float32",
-        ),
-        Mistake(
-            edit(QUANTIZED, IN_16_BITS, ".squeeze(1)", ".squeeze(1).to(weights.dtype)"),
-            "with scales and division in the weight's own 16 bits; make the weight float32 first",
-        ),
-        Mistake(
-            edit(QUANTIZED, IN_16_BITS, ".squeeze(1)", ".squeeze(1).to(weights.dtype).float()"),
-            "with all of it calculated in the weight's own 16 bits; make the weight float32 first, not the result",
-        ),
-        Mistake(
-            edit(QUANTIZED, IN_16_BITS),
-            "with a division in the weight's own 16 bits, whose steps near 127 are half an integer or the scale of "
-            "which is 0; make the weight float32 first",
-        ),
-        Mistake(
-            edit(QUANTIZED, CLAMPED_IN_16_BITS, ".squeeze(1)", ".squeeze(1).to(weights.dtype)"),
-            "with scales and division in the weight's own 16 bits, and a clamp that saves the signs only",
-        ),
-        Mistake(
-            edit(QUANTIZED, CLAMPED_IN_16_BITS, ".squeeze(1)", ".squeeze(1).to(weights.dtype).float()"),
-            "with all of it calculated in the weight's own 16 bits and a clamp that saves the signs only",
-        ),
-        Mistake(
-            edit(QUANTIZED, CLAMPED_IN_16_BITS),
-            "with a division in the weight's own 16 bits, and a clamp that saves the signs only",
-        ),
-        Mistake(
-            edit(
-                "(weights, row_scales",
-                "(weights, row_scales.to(weights.dtype)",
-                ".squeeze(1)",
-                ".squeeze(1).to(weights.dtype)",
-            ),
-            "with the scales cast to the weight's own dtype before the division; they stay float32",
-        ),
-        Mistake(
-            edit(QUANTIZED, "affine.quantize(weights.div_(row_scales), 1, 0)"),
-            "with an operation in place on the weight",
-        ),
-        Mistake(edit(".detach()", ""), "without `.detach()`"),
-        Mistake(
-            edit("weights = weights", "if self.int8_weights.any():\n            return\n        weights = weights"),
-            "with a layer that can be quantized only once",
-        ),
-        Mistake(
-            edit("self.scales = row", "self.weight = weights\n        self.scales = row"),
-            "with the float weight kept beside the integers; they are all that should be left of it",
-        ),
-        Mistake(
-            edit(
-                "self.scales = row",
-                "self.weight = self.int8_weights * row_scales\n        self.scales = row",
-                FORWARD,
-                LINEAR.format("self.weight"),
-            ),
-            "with a float copy kept beside the integers; `forward` works with the integers",
-        ),
-        Mistake(
-            edit(
-                "self.scales = row",
-                "self.weight = weights\n        self.scales = row",
-                FORWARD,
-                LINEAR.format("self.weight"),
-            ),
-            "with the float weight kept, and `forward` computed from that",
-        ),
-        Mistake(
-            edit("return w8", "self.scales = self.scales.to(input.dtype)\n        return w8"),
-            "with self.scales assigned to in `forward`; cast into a variable of its own",
-        ),
         Mistake(edit("torch.float32):", "torch.float16):"), "with another default for `dtype`; it is torch.float32"),
-        Mistake(edit(", self.bias", ""), "without the bias in `forward`"),
-        Mistake(edit("input, self.scales", "input, torch.ones_like(self.scales)"), "without the scales in `forward`"),
-        Mistake(
-            edit(FORWARD, "(" + LINEAR.format("self.int8_weights") + " * self.scales).to(input.dtype)"),
-            "with the bias scaled as well",
-        ),
-        Mistake(
-            edit("self.int8_weights, input", "input, self.int8_weights"),
-            "with the weight and the input swapped in the call of w8_a16_forward",
-        ),
-        Mistake(
-            edit("input, self.scales", "input.float(), self.scales"),
-            "with an output of float32 whatever the input; it has the input's dtype",
-        ),
     ],
     parts=("int8_weights", "scales"),
     equivalent={
