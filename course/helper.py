@@ -97,8 +97,10 @@ def w8_a16_forward(weight, input, scales, bias=None):
         (..., outputs), of the dtype of `input`.
     """
     sums = torch.nn.functional.linear(input, weight.to(input.dtype))
-    scaled = sums * scales  # float32 scales make float32 of 16-bit sums
-    return (scaled if bias is None else scaled + bias).to(input.dtype)
+    output = sums * scales  # float32 scales make float32 of 16-bit sums
+    if bias is not None:
+        output = output + bias
+    return output.to(input.dtype)
 
 
 class W8A16LinearLayer(torch.nn.Module):
