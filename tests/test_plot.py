@@ -8,10 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from course.figures import Picture, curve, heatmaps, histogram, new_figure, significant
-from course.figures.matrices import LARGEST_GRID
-from course.figures.picture import ERRORS, VALUES
+from course.figures.picture import row_labels, rows_of_words
 from qlib import Scheme, quantize_tensor
+from qlib.plot import (
+    ERRORS,
+    LARGEST_GRID,
+    VALUES,
+    Picture,
+    curve,
+    heatmaps,
+    histogram,
+    line_styles,
+    new_figure,
+    significant,
+)
 
 PANELS = ["Original", "Quantized", "Dequantized", "Error"]
 T = torch.tensor([[191.6, -13.5, 728.6], [92.14, 295.5, -184.0], [0.0, 684.6, 245.5]])
@@ -262,9 +272,37 @@ def test_a_curve_of_many_points_says_its_ends_its_lowest_and_its_highest():
     assert "from 9 at 0 to 64 at 11, lowest 0 at 3, highest 64 at 11." in curve({"": points}, "t", "x", "y").caption
 
 
+def test_no_two_lines_look_alike_and_a_line_too_many_is_refused():
+    curve({f"{n}": [(n, 1.0)] for n in range(16)}, "t", "x", "y")
+    assert len({str(style) for style in line_styles(16)}) == 16
+    with pytest.raises(ValueError, match="17 lines in one picture: only 16 can be told from each other"):
+        curve({f"{n}": [(n, 1.0)] for n in range(17)}, "t", "x", "y")
+
+
+def test_a_histogram_of_many_groups_draws_them_all():
+    picture = histogram({f"{n}": torch.full((n + 1,), float(n)) for n in range(12)}, "Groups", "value")
+    assert sum(patch.get_height() for patch in picture.figure.axes[0].patches) == sum(range(1, 13))
+
+
 def test_a_curve_is_logarithmic_when_asked():
     assert curve({"a": [(1, 1.0), (2, 100.0)]}, "t", "x", "y").figure.axes[0].get_yscale() == "linear"
     assert curve({"a": [(1, 1.0), (2, 100.0)]}, "t", "x", "y", logy=True).figure.axes[0].get_yscale() == "log"
+
+
+# ---------------------------------------------------------------- what is read back from the axes
+
+
+def test_words_are_read_in_rows_from_the_top_and_from_left_to_right():
+    _, axis = new_figure(4, 2)
+    for x, y, words in [(2, 1, "d"), (0, 0.02, "a"), (-1, 1.03, "c"), (1, 0, "b")]:
+        axis.text(x, y, words)
+    assert rows_of_words(axis) == [["a", "b"], ["c", "d"]]
+
+
+def test_labels_of_two_lines_are_read_as_one():
+    _, axis = new_figure(4, 2)
+    axis.set(yticks=[0, 1], yticklabels=["one\nway", "another"])
+    assert row_labels(axis) == ["one way", "another"]
 
 
 # ---------------------------------------------------------------- on the page

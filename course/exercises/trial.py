@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from course.capstone import BUDGET, HELD_OUT, best_within, in_float32, load_best, load_results, weight_file_bytes
-from course.figures.capstone import budget_curve
+from course.figures.lesson_18 import budget_curve
 from course.models import load_code_model, load_code_tokens, perplexity
 from qlib.checkpoint import load_quantized, save_quantized
 from qlib.kinds import kind_of
