@@ -36,7 +36,7 @@ MAKERS = {
     "fit_calculator": lesson_01.fit_calculator,
     "map_explorer": lambda: lesson_03.map_explorer(T, 3.5, -70),
     "grid_explorer": lambda: lesson_05.grid_explorer({"centred": CENTRED, "skewed": SKEWED}),
-    "explore_groups": lambda: lesson_08.explore_groups(SKEWED, *PART),
+    "group_explorer": lambda: lesson_08.group_explorer(SKEWED, *PART),
     "clipping_explorer": lambda: lesson_09.clipping_explorer({"first": CENTRED.abs(), "second": SKEWED.clamp(min=0)}),
     "byte_explorer": lesson_14.byte_explorer,
     "smoothing_explorer": lambda: lesson_17.smoothing_explorer(
@@ -156,7 +156,7 @@ def counted(monkeypatch, module, name):
 
 
 def test_the_matrix_is_quantized_once_a_change(monkeypatch):
-    explorer = MAKERS["explore_groups"]()
+    explorer = MAKERS["group_explorer"]()
     calls = counted(monkeypatch, lesson_08, "fake_quantize")
     set_to(explorer, bits=3, granularity="each row", zero_point=False)
     assert len(calls) == 3
@@ -342,7 +342,7 @@ NEAR = slice(92, 108), slice(832, 896)
 
 
 def test_the_groups_cost_what_a_qtensor_costs_and_lose_what_it_loses():
-    explorer = MAKERS["explore_groups"]()
+    explorer = MAKERS["group_explorer"]()
     names = list(explorer.controls)
     for values in itertools.product(*map(stops, explorer.controls.values())):
         set_to(explorer, **dict(zip(names, values, strict=True)))
@@ -353,7 +353,7 @@ def test_the_groups_cost_what_a_qtensor_costs_and_lose_what_it_loses():
 
 
 def test_what_lesson_8_says_was_seen(outlier_matrix):
-    explorer = lesson_08.explore_groups(outlier_matrix, *NEAR, granularity="the matrix")
+    explorer = lesson_08.group_explorer(outlier_matrix, *NEAR, granularity="the matrix")
     assert "99.9% of the weights come back as 0" in explorer.text
     back = fake_quantize(outlier_matrix, Scheme(4, False, group_size=8))
     hole = back[99, 856 // 8 * 8 : 856 // 8 * 8 + 8]

@@ -17,7 +17,7 @@ from qlib.report import as_text, bits_per_weight, sqnr
 from qlib.scheme import Scheme
 from qlib.tensor import fake_quantize
 
-__all__ = ["GRANULARITIES", "block_edges", "blocks", "explore_groups", "group_boxes", "price_curves"]
+__all__ = ["GRANULARITIES", "block_edges", "blocks", "group_boxes", "group_explorer", "price_curves"]
 
 
 def group_boxes(matrix, group_size):
@@ -151,7 +151,7 @@ GRANULARITIES = {
 }
 
 
-def explore_groups(matrix, rows, columns, granularity="each 32", bits=4):
+def group_explorer(matrix, rows, columns, granularity="each 32", bits=4):
     """Controls for what shares a scale, for the bits and the mode, over a part of a matrix.
 
     Args:

@@ -175,6 +175,8 @@ def clip_svg(clip, size=(580, 150)):
 
     parts = []
     for top, start, end in zip(bar_tops(clip.counts, ground), clip.edges, clip.edges[1:]):
+        if top == ground:
+            continue
         colour = GREY if start >= clip.low and end <= clip.high else ORANGE
         width, height = across(end) - across(start), ground - top
         parts.append(

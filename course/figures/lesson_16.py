@@ -41,9 +41,9 @@ def unpack_grid(packed, bits):
     axis.set(xlim=(-2.2, right), ylim=(1.5 * len(packed) - 0.5, -1.1), aspect="equal")
     axis.axis("off")
     _, *rows = rows_of_words(axis)  # over the rows stands what is done to the bytes
-    kept = {row[0]: [words.removeprefix("= ") for words in row if words.startswith("= ")] for row in rows}
-    words = "; ".join(f"{octet}: {', '.join(values)}" for octet, values in kept.items())
-    values = [value for row in kept.values() for value in row]
+    kept = [[words.removeprefix("= ") for words in row if words.startswith("= ")] for row in rows]
+    words = "; ".join(f"{octet}: {', '.join(values)}" for octet, values in zip(packed, kept, strict=True))
+    values = [value for row in kept for value in row]
     return Picture(
         figure,
         f"Each byte shifted by {', '.join(map(str, shifts))} and masked with {mask}. {words}. "
@@ -127,8 +127,8 @@ def traffic_bars(ways, title):
     axis.set(title=title, xlabel="bytes, each step to the right ten times as many")
     axis.margins(x=0.12)
     axis.legend(frameon=False, loc="lower right")
-    moved = words_of(axis)
-    drawn = zip(row_labels(axis), moved[::2], moved[1::2], strict=True)
+    sizes = words_of(axis)
+    drawn = zip(row_labels(axis), sizes[::2], sizes[1::2], strict=True)
     return Picture(figure, f"{title}. {'; '.join(f'{way}: {read} read, {put} written' for way, read, put in drawn)}.")
 
 
