@@ -69,7 +69,7 @@ def line_styles(count):
     Raises:
         ValueError: more lines than there are styles.
     """
-    markers = "osD^vP*Xosd^vP*X"
+    markers = "osD^vPX*osd^vPX*"
     if count > len(markers):
         raise ValueError(f"{count} lines in one picture: only {len(markers)} can be told from each other")
     colours = seaborn.color_palette("colorblind") * 2

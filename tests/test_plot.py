@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from course.figures.picture import row_labels, rows_of_words
 from qlib import Scheme, quantize_tensor
 from qlib.plot import (
     ERRORS,
@@ -287,22 +286,6 @@ def test_a_histogram_of_many_groups_draws_them_all():
 def test_a_curve_is_logarithmic_when_asked():
     assert curve({"a": [(1, 1.0), (2, 100.0)]}, "t", "x", "y").figure.axes[0].get_yscale() == "linear"
     assert curve({"a": [(1, 1.0), (2, 100.0)]}, "t", "x", "y", logy=True).figure.axes[0].get_yscale() == "log"
-
-
-# ---------------------------------------------------------------- what is read back from the axes
-
-
-def test_words_are_read_in_rows_from_the_top_and_from_left_to_right():
-    _, axis = new_figure(4, 2)
-    for x, y, words in [(2, 1, "d"), (0, 0.02, "a"), (-1, 1.03, "c"), (1, 0, "b")]:
-        axis.text(x, y, words)
-    assert rows_of_words(axis) == [["a", "b"], ["c", "d"]]
-
-
-def test_labels_of_two_lines_are_read_as_one():
-    _, axis = new_figure(4, 2)
-    axis.set(yticks=[0, 1], yticklabels=["one\nway", "another"])
-    assert row_labels(axis) == ["one way", "another"]
 
 
 # ---------------------------------------------------------------- on the page

@@ -12,7 +12,7 @@ from qlib.affine import dequantize, quant_range, quantize
 from qlib.plot import ERRORS, Picture, new_figure, significant
 from qlib.report import as_text, quantization_error
 
-__all__ = ["LinearMap", "map_explorer", "map_picture", "staircase"]
+__all__ = ["map_explorer", "staircase"]
 
 
 def staircase(scale, zero_point, bits):

@@ -9,7 +9,7 @@ from qlib.affine import asymmetric_qparams, dequantize, full_range_qparams, quan
 from qlib.plot import Picture, new_figure, significant
 from qlib.report import as_text, quantization_error, sqnr
 
-__all__ = ["Grid", "grid_explorer", "grid_over_histogram", "grid_svg", "mode_qparams", "rulers"]
+__all__ = ["grid_explorer", "grid_over_histogram", "rulers"]
 
 
 class Grid:

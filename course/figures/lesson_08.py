@@ -17,7 +17,7 @@ from qlib.report import as_text, bits_per_weight, sqnr
 from qlib.scheme import Scheme
 from qlib.tensor import fake_quantize
 
-__all__ = ["GRANULARITIES", "block_edges", "blocks", "group_boxes", "group_explorer", "price_curves"]
+__all__ = ["blocks", "group_boxes", "group_explorer", "price_curves"]
 
 
 def group_boxes(matrix, group_size):

@@ -24,7 +24,7 @@ from qlib.affine import asymmetric_qparams, dequantize, quantize
 from qlib.observers import percentile_range
 from qlib.plot import Picture, new_figure, significant
 
-__all__ = ["PERCENTS", "Clip", "clipping", "clipping_explorer", "digit_pictures", "observed_ranges", "running_total"]
+__all__ = ["clipping", "clipping_explorer", "digit_pictures", "observed_ranges", "running_total"]
 
 
 def running_total(terms, title):

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from course.figures.picture import lengths_of, row_labels
+from course.figures.picture import lengths_of, row_labels, rows_of_words
 from course.figures.shared import COLOURS, Bits, bit_rows, draw_boxes
 from qlib.packing import pack
 from qlib.plot import Picture, new_figure
@@ -41,10 +41,11 @@ def packed_bytes(values, bits):
     cut = [index for index in range(len(values)) if index * bits // 8 != (index * bits + bits - 1) // 8]
     crossing = f" Values {', '.join(map(str, cut))} lie across a border." if cut else " No value lies across a border."
     spare = f" {width - used} bits of the last byte are left over, zeros." if width > used else ""
+    written, _, below = (row[::-1] for row in rows_of_words(axis))
     return Picture(
         figure,
         f"{len(values)} values of {bits} bits in {len(octets)} byte{'s' * (len(octets) > 1)}, read from the right: "
-        f"values {', '.join(map(str, values))}; bytes {', '.join(map(str, octets))}.{crossing}{spare}",
+        f"values {', '.join(written)}; bytes {', '.join(words.split()[-1] for words in below)}.{crossing}{spare}",
     )
 
 

@@ -29,7 +29,6 @@ from qlib.scheme import Scheme
 from qlib.tensor import quantize_tensor
 
 __all__ = [
-    "Smoothing",
     "added_perplexity",
     "code_books",
     "digit_pictures",
