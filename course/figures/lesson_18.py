@@ -20,7 +20,7 @@ __all__ = ["Completions", "budget_curve", "library_map"]
 # ---------------------------------------------------------------- the library as a map
 
 FOLDER = pathlib.Path(__file__).parents[2]  # where qlib and course lie
-WIDE = 4  # rooms of the course side by side, and as many as qlib's widest floor has
+WIDE = 4  # so many rooms of the course stand side by side; a floor of qlib is as wide as it is
 
 
 @dataclasses.dataclass(frozen=True)
