@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 from course.models import DATA, load_code_model, load_code_tokens, perplexity
-from qlib.checkpoint import load_quantized, save_quantized
+from qlib.checkpoint import QUANTIZED, load_quantized, save_quantized
 from qlib.linear import QLinear, weight_of
 from qlib.methods import gptq_model
 from qlib.model import layers_to_leave, layers_to_quantize, quantize_model, sensitivity
@@ -283,7 +283,7 @@ class Trial:
         """The point of an answer on the curve of size and quality, or None where it did not come so far."""
         if result.perplexity is None:
             return None
-        from course.figures.capstone import budget_curve  # figures take a second to load
+        from course.figures.lesson_18 import budget_curve  # figures take a second to load
 
         task = self.make_task()
         yours = {"bytes": result.bytes, "perplexity": result.perplexity}
