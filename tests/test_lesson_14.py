@@ -28,7 +28,7 @@ def fields(draw):
 SMALL_DTYPES = [getattr(torch, f"{sign}int{bits}") for sign in ("u", "") for bits in range(1, 8)]
 
 
-@pytest.mark.parametrize("dtype", SMALL_DTYPES, ids=str)
+@given(st.sampled_from(SMALL_DTYPES))
 def test_pytorchs_types_of_1_to_7_bits_take_a_byte_and_do_nothing(dtype):
     four = torch.tensor([1, 0, 1, 1], dtype=torch.uint8).view(dtype)
     assert torch.empty(4, dtype=dtype).nbytes == four.nbytes == 4
