@@ -242,8 +242,9 @@ class Table:
     """Rows of {column: value} as plain text and as HTML, numbers rounded to `digits` decimals at most."""
 
     def __init__(self, rows, digits=4):
-        self.columns = list(dict.fromkeys(key for row in rows for key in row))
-        self.cells = [[as_text(row.get(column, ""), digits) for column in self.columns] for row in rows]
+        columns = dict.fromkeys(key for row in rows for key in row)
+        self.columns = [str(column) for column in columns]
+        self.cells = [[as_text(row.get(column, ""), digits) for column in columns] for row in rows]
 
     def __repr__(self):
         lines = [self.columns, *self.cells]
