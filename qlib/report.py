@@ -11,7 +11,7 @@ import torch.utils._python_dispatch
 import torch.utils._pytree
 
 from qlib.scheme import Scheme
-from qlib.tensor import plain_tensors
+from qlib.tensor import plain_tensors, stored_bytes
 
 # ---------------------------------------------------------------- bytes
 
@@ -61,8 +61,9 @@ def weight_bytes(count, bits, group_size=None, symmetric=False):
     Returns:
         int, bytes.
     """
-    groups = 0 if group_size is None else -(-count // group_size)
-    return -(-count * bits // 8) + groups * (4 if symmetric else 5)
+    if group_size is None:
+        return -(-count * bits // 8)
+    return stored_bytes((1, count), Scheme(bits, symmetric, group_size=group_size))
 
 
 def bits_per_weight(shape, scheme):
@@ -80,6 +81,8 @@ def bits_per_weight(shape, scheme):
         float, bits.
     """
     rows, columns = shape
+    if scheme.scales != "float32":  # another format of scales counts its own parts
+        return 8 * stored_bytes(shape, scheme) / math.prod(shape)
     groups_in_a_row = math.ceil(columns / (scheme.group_size or columns))
     blocks = {None: 1, 0: rows * groups_in_a_row, 1: columns}[scheme.axis]
     packed_bytes = rows * math.ceil(columns * scheme.bits / 8)

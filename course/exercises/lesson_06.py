@@ -135,6 +135,18 @@ BITS_PER_WEIGHT = Exercise(
             "without brackets around rows * columns: Python divides by the rows and then multiplies by the columns",
         ),
     ],
+    equivalent=dict.fromkeys(
+        [
+            "without: if scheme.scales != 'float32':",
+            "scheme.scales != 'float32' -> scheme.scales == 'float32'",
+            "8 * stored_bytes(shape, scheme) / math.prod(shape) -> 8 * stored_bytes(shape, scheme) * math.prod(shape)",
+            "8 * stored_bytes(shape, scheme) -> 8 / stored_bytes(shape, scheme)",
+            "8 * stored_bytes(shape, scheme) -> 9 * stored_bytes(shape, scheme)",
+            "8 * stored_bytes(shape, scheme) -> 7 * stored_bytes(shape, scheme)",
+            "math.prod(shape) -> shape",
+        ],
+        "other formats of scales come after this lesson, and both ways count float32's the same",
+    ),
     hints=[
         "Count bytes: those of the packed integers, then one scale for each block, then the zero points if there are "
         "any. Bits per weight is eight times that, divided by the number of weights.",

@@ -85,16 +85,16 @@ def scanned(answer, names, scheme):
 
 
 # The lines of the key that put the quantized layer in, and the old one back.
-PUT_IN = "set_submodule(model, place, quantized)"
-PUT_BACK = "set_submodule(model, place, layer)"
-TRY_IT = f"for place in places[name]:\n                {PUT_IN}\n            values[name] = measure(model)"
+PUT_IN = "replace(model, {name: quantized})"
+PUT_BACK = "replace(model, {name: layer})"
+TRY_IT = f"{PUT_IN}\n            values[name] = measure(model)"
 
 
 def on_a_copy(ignore):
     """The edit that tries a copy of the model, all of it quantized but for what `ignore` says."""
     return edit(
         TRY_IT,
-        f"trial = copy.deepcopy(model); quantize_model(trial, scheme, {ignore}, False)\n"
+        f"trial = __import__('copy').deepcopy(model); quantize_model(trial, scheme, {ignore}, False)\n"
         "            values[name] = measure(trial)",
     )
 
@@ -116,7 +116,9 @@ SENSITIVITY = Exercise(
             "with every layer left quantized: the next number counts those before it too. Put the layer back, or work on a `copy.deepcopy` (`copy.copy` does not help: it shares the layers)",
         ),
         Mistake(
-            edit("    places, values", "    model = copy.deepcopy(model)\n    places, values", PUT_BACK, "pass"),
+            edit(
+                "    values = {}", "    model = __import__('copy').deepcopy(model)\n    values = {}", PUT_BACK, "pass"
+            ),
             "with the layers before still quantized while one is tried: put each back before the next, or take a fresh copy for each name",
         ),
         Mistake(
@@ -141,7 +143,7 @@ SENSITIVITY = Exercise(
             "with the quantized layer measured by itself; `measure` wants the model that it stands in",
         ),
         Mistake(
-            edit(PUT_IN, "setattr(model, place, quantized)", PUT_BACK, "setattr(model, place, layer)"),
+            edit(PUT_IN, "setattr(model, name, quantized)", PUT_BACK, "setattr(model, name, layer)"),
             'with `setattr(model, "a.b", …)`: it adds a child of that name to the top, and the old layer stays at work; `set_submodule` finds the parent',
         ),
         Mistake(on_a_copy("()"), "with all layers quantized every time; the others should stay as they are"),
