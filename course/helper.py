@@ -79,7 +79,7 @@ def linear_dequantization_per_group(quantized_tensor, scale, group_size):
 
 
 def quantized_linear_W8A32_without_bias(input, q_w, s_w, z_w):
-    """qlib.methods.static.linear_w8a32 (lesson 9). The weight is s_w * (q_w - z_w); the course writes q_w * s_w + z_w."""
+    """methods.static.linear_w8a32 (lesson 9). The weight is s_w * (q_w - z_w); the course writes q_w * s_w + z_w."""
     return static.linear_w8a32(input, q_w, s_w, z_w)
 
 
