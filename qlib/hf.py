@@ -75,7 +75,7 @@ class QlibQuantizer(HfQuantizer):
             origin = f"config.json of {model.name_or_path or 'the model'}"
             put_empty_layers(model, self.quantization_config.layers, origin)
             # What layers share is stored once, and put back when all is read.
-            missing = {f"^{re.escape(name)}\\.(?!bias$)" for name in self.shared_layers()}
+            missing = {f"^{re.escape(name)}\\.(?!(bias|example)$)" for name in self.shared_layers()}
             model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), *missing}
             model.all_tied_weights_keys = {
                 target: source
@@ -113,7 +113,8 @@ class QlibQuantizer(HfQuantizer):
         if not shared:
             return None, {}
         state = model.state_dict()
-        return {key: state[key] for key in state if not key.startswith(shared) or key.endswith(".bias")}, {}
+        own = (".bias", ".example")  # which a layer that shares its weight has all the same
+        return {key: state[key] for key in state if not key.startswith(shared) or key.endswith(own)}, {}
 
     def get_weight_conversions(self):
         """How the tensors of qlib's first version are called now."""
