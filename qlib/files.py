@@ -1,7 +1,6 @@
 """Safetensors files and folders of them, written whole or not at all, and read without unpickling anything."""
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -56,7 +55,7 @@ def save_tensors(tensors, path):
     """
     path = pathlib.Path(path)
     quantized = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, QTensor)}
-    schemes = {name: dataclasses.asdict(qtensor.scheme) for name, qtensor in quantized.items()}
+    schemes = {name: qtensor.scheme.settings() for name, qtensor in quantized.items()}
     shapes = {name: list(qtensor.shape) for name, qtensor in quantized.items()}
     stored, ties = unique_tensors(plain_tensors(tensors))
     header = {key: json.dumps(value) for key, value in (("schemes", schemes), ("shapes", shapes), ("ties", ties))}

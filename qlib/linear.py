@@ -4,7 +4,6 @@ With float activations a QLinear is weight-only (W8A16 and its kin); with int8 o
 arithmetic of Jacob et al. 2018 (arXiv:1712.05877), section 2.
 """
 
-import dataclasses
 
 import torch
 
@@ -56,9 +55,7 @@ class QuantizedLayer(torch.nn.Module):
 
     def settings(self):
         """What config.json says of the weight: its scheme, and the dtype of zero points that are fractions."""
-        usual = {"grid": "integer", "scales": "float32"}  # as they are in all files of qlib's first version
-        scheme = dataclasses.asdict(self.scheme)
-        settings = {key: value for key, value in scheme.items() if key not in usual or usual[key] != value}
+        settings = self.scheme.settings()
         if self.zero_point is not None and self.zero_point.is_floating_point():
             settings["zero_dtype"] = str(self.zero_point.dtype).removeprefix("torch.")
         return settings

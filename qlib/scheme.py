@@ -1,6 +1,6 @@
 """What to do with a tensor, in one small frozen object: how many bits, which mode, how fine a grid, which scales."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 # Of the grids beside the integers: the bits of a code, the largest level, and what they are called; see grids.py.
 GRID_BITS = {"nf4": 4, "e2m1": 4, "e4m3": 8}
@@ -90,6 +90,11 @@ class Scheme:
         if self.group_size is not None:
             return f"per group of {self.group_size}"
         return {None: "per tensor", 0: "per row", 1: "per column"}[self.axis]
+
+    def settings(self) -> dict:
+        """What a file says of it: all arguments, but for a grid and scales that are the usual ones."""
+        usual = {"grid": "integer", "scales": "float32"}
+        return {key: value for key, value in asdict(self).items() if key not in usual or usual[key] != value}
 
     def __str__(self):
         mode = f"{self.bits}-bit {'symmetric' if self.symmetric else 'asymmetric'}"
