@@ -6,8 +6,9 @@ formula is wrong, the name here does what is right: lessons 4, 5 and 10 show the
 
 import torch
 
-from course import figures as plot
+from course.figures.lesson_12 import boxes_on_pictures
 from qlib import affine, linear, model, packing, report
+from qlib.plot import heatmaps
 from qlib.scheme import INT8, Scheme
 
 
@@ -97,8 +98,10 @@ def w8_a16_forward(weight, input, scales, bias=None):
         (..., outputs), of the dtype of `input`.
     """
     sums = torch.nn.functional.linear(input, weight.to(input.dtype))
-    scaled = sums * scales  # float32 scales make float32 of 16-bit sums
-    return (scaled if bias is None else scaled + bias).to(input.dtype)
+    output = sums * scales  # float32 scales make float32 of 16-bit sums
+    if bias is not None:
+        output = output + bias
+    return output.to(input.dtype)
 
 
 class W8A16LinearLayer(torch.nn.Module):
@@ -183,14 +186,14 @@ def quantization_error(tensor, dequantized_tensor):
 
 
 def plot_quantization_errors(original_tensor, quantized_tensor, dequantized_tensor, dtype=torch.int8, n_bits=8):
-    """course.figures.heatmaps; shown at once. `dtype` and `n_bits` are taken for its calls' sake."""
+    """qlib.plot.heatmaps; shown at once. `dtype` and `n_bits` are taken for its calls' sake."""
     from IPython.display import display
 
-    display(plot.heatmaps(original_tensor, quantized_tensor, dequantized_tensor))
+    display(heatmaps(original_tensor, quantized_tensor, dequantized_tensor))
 
 
 def plot_results(model, pil_img, results):
-    """course.figures.boxes_on_pictures: the boxes that a detector's processor found on one picture; shown at once.
+    """The boxes that a detector's processor found on one picture, as lesson 12 draws them; shown at once.
 
     Args:
         model: a detector of transformers, whose config names the labels.
@@ -204,4 +207,4 @@ def plot_results(model, pil_img, results):
     picture = torch.tensor(list(pil_img.convert("RGB").tobytes()), dtype=torch.uint8)
     picture = picture.view(1, pil_img.height, pil_img.width, 3).permute(0, 3, 1, 2)
     found = Boxes(results["boxes"], results["labels"], results["scores"])
-    display(plot.boxes_on_pictures(picture, {"found": [found]}, model.config.id2label))
+    display(boxes_on_pictures(picture, {"found": [found]}, model.config.id2label))

@@ -7,7 +7,7 @@ import torch
 
 from qlib.affine import block_range, choose_qparams, qparam_shape, quant_range
 from qlib.grids import SCALE_SCHEME, decode, encode, read_scale, store_scale
-from qlib.kernels.quantize import BLOCK_SIZE, height_of, quantize_in_blocks
+from qlib.kernels.quantize import is_large, quantize_in_blocks, row_blocks
 from qlib.packing import pack, unpack
 from qlib.scheme import Scheme
 
@@ -87,13 +87,11 @@ class QTensor:
     def dequantize(self) -> torch.Tensor:
         """The real numbers that the codes stand for, float32, in the shape of the original tensor."""
         scale, zero_point, scheme = self.scale, self.zero_point, self.scheme
-        if len(self.shape) < 2 or self.shape.numel() <= BLOCK_SIZE:
+        if not is_large(self.shape):
             return decode(self.values, scale, zero_point, scheme)
         # Some rows at a time: what lies between bytes and real numbers is then small, and stays in the cache.
         out = torch.empty(self.shape, dtype=torch.float32, device=self.packed.device)
-        height = height_of(out)
-        for first in range(0, len(out), height):
-            rows = slice(first, first + height)
+        for rows in row_blocks(self.shape):
             values = values_of(unpack(self.packed[rows], scheme.bits, self.shape[-1]), scheme)
             qparams = (part[rows] if part.ndim and len(part) == len(out) else part for part in (scale, zero_point))
             out[rows] = decode(values, *qparams, scheme)
@@ -118,7 +116,7 @@ def large_in_blocks(quantize):
 
     @functools.wraps(quantize)
     def quantize_tensor(tensor, scheme, name="tensor"):
-        if not isinstance(tensor, torch.Tensor) or tensor.ndim < 2 or tensor.numel() <= BLOCK_SIZE:
+        if not isinstance(tensor, torch.Tensor) or not is_large(tensor.shape):
             return quantize(tensor, scheme, name)
         check_quantizable(tensor, scheme, name)
         return QTensor.from_packed(*quantize_in_blocks(tensor.detach(), scheme), scheme, tensor.shape)
@@ -149,6 +147,14 @@ def quantize_tensor(tensor, scheme, name="tensor"):
     scale = store_scale(scale, scheme, tensor)
     values = encode(tensor, scale, zero_point, scheme)
     return QTensor(values, scale, zero_point, scheme)
+
+
+def stored_qparams(tensor, scheme):
+    """What a method starts from that changes one of them: the parts of the scales as the scheme keeps them, the float32
+    scales that these stand for, and the zero points."""
+    scale, zero_point = choose_qparams(tensor, scheme)
+    parts = store_scale(scale, scheme, tensor)
+    return parts, read_scale(parts, scheme, scale.shape), zero_point
 
 
 def fake_quantize(tensor, scheme):
@@ -206,6 +212,11 @@ def check_scale_dtype(name, found, dtype, scheme):
         raise ValueError(f"{name} is {found}, not a floating-point tensor")
     if scheme.scales != "float32" and found != dtype:
         raise ValueError(f"{name} is {found}; {scheme}, keeps it as {dtype}")
+
+
+def part_names(scheme):
+    """The names of the parts of a QTensor of a scheme."""
+    return ["packed", *SCALE_PARTS[scheme.scales], *([] if scheme.symmetric else ["zero_point"])]
 
 
 def part_shapes(shape, scheme):

@@ -13,14 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course import figures as plot
-from course.figures import explorers
+from course.figures import lesson_01, lesson_03, lesson_05, lesson_08, lesson_09, lesson_14, lesson_17
 from course.models import DATA, load_digits, load_digits_conv, load_encoder
 from qlib import Scheme, dequantize, load_tensors, quantize, quantize_tensor
 from qlib.affine import asymmetric_qparams
-from qlib.model import fuse_batch_norms
+from qlib.methods.static import fuse_batch_norms
 from qlib.observers import Percentile, calibrate, percentile_range, range_error
 from qlib.packing import get_field
+from qlib.plot import significant
 from qlib.report import as_text, bits_per_weight, fit_text, quantization_error, sqnr
 from qlib.tensor import fake_quantize
 from tests.test_plot import assert_draws
@@ -33,13 +33,13 @@ CENTRED, SKEWED = WAVES**3, WAVES.clamp(min=-0.1) * torch.linspace(0, 3, 96)
 PART = slice(4, 12), slice(8, 72)
 
 MAKERS = {
-    "fit_calculator": plot.fit_calculator,
-    "map_explorer": lambda: plot.map_explorer(T, 3.5, -70),
-    "grid_explorer": lambda: plot.grid_explorer({"centred": CENTRED, "skewed": SKEWED}),
-    "explore_groups": lambda: plot.explore_groups(SKEWED, *PART),
-    "clipping_explorer": lambda: plot.clipping_explorer({"first": CENTRED.abs(), "second": SKEWED.clamp(min=0)}),
-    "byte_explorer": plot.byte_explorer,
-    "smoothing_explorer": lambda: plot.smoothing_explorer(
+    "fit_calculator": lesson_01.fit_calculator,
+    "map_explorer": lambda: lesson_03.map_explorer(T, 3.5, -70),
+    "grid_explorer": lambda: lesson_05.grid_explorer({"centred": CENTRED, "skewed": SKEWED}),
+    "group_explorer": lambda: lesson_08.group_explorer(SKEWED, *PART),
+    "clipping_explorer": lambda: lesson_09.clipping_explorer({"first": CENTRED.abs(), "second": SKEWED.clamp(min=0)}),
+    "byte_explorer": lesson_14.byte_explorer,
+    "smoothing_explorer": lambda: lesson_17.smoothing_explorer(
         {"first": (SKEWED, WAVES, SKEWED), "second": (CENTRED, WAVES, CENTRED)}
     ),
 }
@@ -138,7 +138,7 @@ def test_a_change_is_one_update_that_draws_no_figure_and_sends_little(make, monk
     explorer, calls = make(), []
     live = explorer.live
     monkeypatch.setattr(explorer, "live", lambda **values: calls.append(values) or live(**values))
-    monkeypatch.setattr("course.figures.picture.Figure", None)
+    monkeypatch.setattr("qlib.plot.Figure", None)
     for control in explorer.controls.values():
         for value in stops(control)[:3]:
             if value != control.value:
@@ -148,22 +148,22 @@ def test_a_change_is_one_update_that_draws_no_figure_and_sends_little(make, monk
                 assert len(explorer.shown.value) < 60_000
 
 
-def counted(monkeypatch, name):
-    """The calls of a function of the explorers' module, from now on."""
-    calls, function = [], getattr(explorers, name)
-    monkeypatch.setattr(explorers, name, lambda *args: calls.append(args) or function(*args))
+def counted(monkeypatch, module, name):
+    """The calls of a function of a lesson's figures, from now on."""
+    calls, function = [], getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *args: calls.append(args) or function(*args))
     return calls
 
 
 def test_the_matrix_is_quantized_once_a_change(monkeypatch):
-    explorer = MAKERS["explore_groups"]()
-    calls = counted(monkeypatch, "fake_quantize")
+    explorer = MAKERS["group_explorer"]()
+    calls = counted(monkeypatch, lesson_08, "fake_quantize")
     set_to(explorer, bits=3, granularity="each row", zero_point=False)
     assert len(calls) == 3
 
 
 def test_a_range_that_was_seen_is_not_measured_again(monkeypatch):
-    calls = counted(monkeypatch, "Clip")
+    calls = counted(monkeypatch, lesson_09, "Clip")
     explorer = MAKERS["clipping_explorer"]()
     assert len(calls) == 2, "the range, and the whole range beside it"
     set_to(explorer, percent=90)
@@ -176,7 +176,7 @@ def test_a_range_that_was_seen_is_not_measured_again(monkeypatch):
 
 
 def test_the_calculator_says_what_fit_text_says():
-    calculator = plot.fit_calculator()
+    calculator = lesson_01.fit_calculator()
     assert calculator.text == fit_text(70 * BILLION, 4, 64, 16 * BILLION, "an NVIDIA T4")
     set_to(calculator, billions=7, bits=16)
     assert calculator.controls["group_size"].disabled
@@ -184,11 +184,13 @@ def test_the_calculator_says_what_fit_text_says():
     set_to(calculator, bits=3, group_size=128, device="an NVIDIA A100")
     assert not calculator.controls["group_size"].disabled
     assert calculator.text == fit_text(7 * BILLION, 3, 128, 80 * BILLION, "an NVIDIA A100")
-    assert plot.fit_calculator(1.5, 2, None, "an NVIDIA RTX 4090").text.startswith("1.5 billion weights of 2 bits take")
+    assert lesson_01.fit_calculator(1.5, 2, None, "an NVIDIA RTX 4090").text.startswith(
+        "1.5 billion weights of 2 bits take"
+    )
 
 
 def test_what_lesson_1_says_was_seen():
-    calculator = plot.fit_calculator()
+    calculator = lesson_01.fit_calculator()
 
     def fits(**values):
         return set_to(calculator, **values).text.endswith("they fit.")
@@ -213,7 +215,7 @@ def test_what_lesson_1_says_was_seen():
 @given(st.integers(10, 80), st.integers(-128, 127))
 def test_the_map_is_that_of_quantize_and_dequantize(tenths, zero_point):
     scale = tenths / 10
-    mapped = plot.LinearMap(T, scale, zero_point)
+    mapped = lesson_03.LinearMap(T, scale, zero_point)
     values = quantize(T, scale, zero_point)
     back = dequantize(values, scale, zero_point)
     assert torch.equal(mapped.values, values) and torch.equal(mapped.back, back)
@@ -227,48 +229,48 @@ def test_the_map_is_that_of_quantize_and_dequantize(tenths, zero_point):
 def test_what_is_not_clamped_wraps_around_as_a_cast_does(tenths, zero_point):
     scale = tenths / 10
     whole = (T / scale + zero_point).round()
-    wrapped = plot.LinearMap(T, scale, zero_point, beyond="wrapped around").values
+    wrapped = lesson_03.LinearMap(T, scale, zero_point, beyond="wrapped around").values
     assert torch.equal(wrapped, whole.to(torch.int32).to(torch.int8))
 
 
 @pytest.mark.parametrize(("rounding", "function"), [("down", np.floor), ("towards zero", np.fix)])
 def test_the_other_roundings_are_those_of_numpy(rounding, function):
-    mapped = plot.LinearMap(T, 3.7, -70, rounding)
+    mapped = lesson_03.LinearMap(T, 3.7, -70, rounding)
     np.testing.assert_array_equal(mapped.values, function((T / 3.7 - 70).numpy()).astype(np.int8))
 
 
 def test_the_cells_and_lines_are_those_of_the_map(tmp_path):
-    picture = plot.there_and_back(T, 3.5, -70)
+    picture = lesson_03.map_picture(T, 3.5, -70)
     top, bottom = picture.figure.axes
     words = [text.get_text() for text in bottom.texts]
     assert words[0] == "191.6 → -15 → 192.5\nerror 0.9" and words[2] == "728.6 → 127 → 689.5\nerror -39.1"
     drawn = [line.get_xdata() for line in top.lines if len(line.get_xdata()) == 2]
-    np.testing.assert_allclose(drawn, torch.stack([T.flatten(), plot.LinearMap(T, 3.5, -70).back.flatten()], 1))
+    np.testing.assert_allclose(drawn, torch.stack([T.flatten(), lesson_03.LinearMap(T, 3.5, -70).back.flatten()], 1))
     assert {text.get_text() for text in top.texts} == {"-128", "-70", "127"}
     assert_draws(picture, tmp_path / "map.png")
 
 
 @pytest.mark.parametrize("tensor", [torch.zeros(2, 2), torch.tensor([[-5.0]]), torch.tensor([[1e9, -1e-9]])], ids=repr)
 def test_any_small_matrix_can_be_explored(tensor, tmp_path):
-    explorer = plot.map_explorer(tensor, 3.5, 0)
+    explorer = lesson_03.map_explorer(tensor, 3.5, 0)
     picture_of(explorer)
     assert_draws(explorer.picture, tmp_path / "map.png")
 
 
 def test_what_lesson_3_says_was_seen():
     def error_of(*how):
-        return quantization_error(T, plot.LinearMap(T, *how).back)
+        return quantization_error(T, lesson_03.LinearMap(T, *how).back)
 
     assert 255 * 3.5 == 892.5 and round((T.max() - T.min()).item(), 1) == 912.6
     errors = {zero_point: error_of(3.5, zero_point) for zero_point in range(-128, 128)}
-    assert all(plot.LinearMap(T, 3.5, zero_point).beyond.any() for zero_point in errors)
+    assert all(lesson_03.LinearMap(T, 3.5, zero_point).beyond.any() for zero_point in errors)
     assert min(errors, key=errors.get) == -78 and round(errors[-78], 1) == 23.4
     assert len({error_of(3.7, zero_point) for zero_point in range(-78, -69)}) == 1
-    down = plot.LinearMap(T, 3.7, -70, "down")
+    down = lesson_03.LinearMap(T, 3.7, -70, "down")
     assert [error < 0 for *_, error in down.cells] == [number != 0 for number, *_ in down.cells]
     errors = [error_of(3.7, -70), error_of(3.7, -70, "down"), error_of(3.7, -70, "towards zero"), error_of(8.0, -70)]
     assert [round(error, 2) for error in errors] == [0.61, 5.08, 4.60, 4.41]
-    wrapped = plot.LinearMap(T, 3.5, -70, "to the nearest", "wrapped around")
+    wrapped = lesson_03.LinearMap(T, 3.5, -70, "to the nearest", "wrapped around")
     assert wrapped.back[0, 2] == -168 and round(quantization_error(T, wrapped.back)) == 89322
 
 
@@ -287,26 +289,26 @@ def lesson_5(encoder):
 
 
 def test_the_grid_says_what_the_library_finds(lesson_5):
-    explorer = plot.grid_explorer(lesson_5)
+    explorer = lesson_05.grid_explorer(lesson_5)
     for label, symmetric, bits in itertools.product(lesson_5, (True, False), range(2, 9)):
         set_to(explorer, numbers=label, mode="symmetric" if symmetric else "asymmetric", bits=bits)
         qtensor = quantize_tensor(lesson_5[label], Scheme(bits, symmetric, axis=None))
         back = qtensor.dequantize()
         assert f"{len(qtensor.values.unique())} of {2**bits} codes used" in explorer.text
-        assert f"mean squared error {plot.significant(quantization_error(lesson_5[label], back))}" in explorer.text
+        assert f"mean squared error {significant(quantization_error(lesson_5[label], back))}" in explorer.text
         assert f"SQNR {as_text(sqnr(lesson_5[label], back), 1)} dB" in explorer.text
 
 
 def test_the_explorer_says_what_the_picture_of_the_same_grid_says(lesson_5):
-    explorer = plot.grid_explorer(lesson_5, bits=4, mode="symmetric")
+    explorer = lesson_05.grid_explorer(lesson_5, bits=4, mode="symmetric")
     weight = lesson_5["query weight"]
-    qparams = plot.mode_qparams(weight, 4, "symmetric")
-    assert explorer.text == repr(plot.grid_over_histogram(weight, *qparams, 4, "query weight, symmetric"))
+    qparams = lesson_05.mode_qparams(weight, 4, "symmetric")
+    assert explorer.text == repr(lesson_05.grid_over_histogram(weight, *qparams, 4, "query weight, symmetric"))
     assert picture_of(explorer).count("path") == 3
 
 
 def test_what_lesson_5_says_was_seen(lesson_5):
-    explorer = plot.grid_explorer(lesson_5)
+    explorer = lesson_05.grid_explorer(lesson_5)
 
     def decibels(**values):
         return float(set_to(explorer, **values).text.split("SQNR ")[1].split(" dB")[0])
@@ -340,18 +342,18 @@ NEAR = slice(92, 108), slice(832, 896)
 
 
 def test_the_groups_cost_what_a_qtensor_costs_and_lose_what_it_loses():
-    explorer = MAKERS["explore_groups"]()
+    explorer = MAKERS["group_explorer"]()
     names = list(explorer.controls)
     for values in itertools.product(*map(stops, explorer.controls.values())):
         set_to(explorer, **dict(zip(names, values, strict=True)))
         granularity, bits, zero_point = values
-        qtensor = quantize_tensor(SKEWED, Scheme(bits, not zero_point, **plot.GRANULARITIES[granularity]))
+        qtensor = quantize_tensor(SKEWED, Scheme(bits, not zero_point, **lesson_08.GRANULARITIES[granularity]))
         assert explorer.text.startswith(f"{qtensor.scheme}: {as_text(qtensor.bits_per_weight, 3)} bits a weight, ")
         assert f"SQNR of the whole matrix {as_text(sqnr(SKEWED, qtensor.dequantize()), 1)} dB" in explorer.text
 
 
 def test_what_lesson_8_says_was_seen(outlier_matrix):
-    explorer = plot.explore_groups(outlier_matrix, *NEAR, granularity="the matrix")
+    explorer = lesson_08.group_explorer(outlier_matrix, *NEAR, granularity="the matrix")
     assert "99.9% of the weights come back as 0" in explorer.text
     back = fake_quantize(outlier_matrix, Scheme(4, False, group_size=8))
     hole = back[99, 856 // 8 * 8 : 856 // 8 * 8 + 8]
@@ -359,8 +361,8 @@ def test_what_lesson_8_says_was_seen(outlier_matrix):
     assert ": 9 bits a weight" in set_to(explorer, granularity="each 8").text
     assert ": 8 bits a weight" in set_to(explorer, zero_point=False).text
     ways = []
-    for granularity, bits, zero_point in itertools.product(plot.GRANULARITIES, (2, 3, 4, 5, 6, 8), (True, False)):
-        scheme = Scheme(bits, not zero_point, **plot.GRANULARITIES[granularity])
+    for granularity, bits, zero_point in itertools.product(lesson_08.GRANULARITIES, (2, 3, 4, 5, 6, 8), (True, False)):
+        scheme = Scheme(bits, not zero_point, **lesson_08.GRANULARITIES[granularity])
         price = bits_per_weight(outlier_matrix.shape, scheme)
         if price < 5.1 and (quality := sqnr(outlier_matrix, fake_quantize(outlier_matrix, scheme))) > 21:
             ways.append((granularity, bits, zero_point, round(price, 2), round(quality, 2)))
@@ -372,15 +374,15 @@ def test_what_lesson_8_says_was_seen(outlier_matrix):
 
 def test_the_error_of_a_range_is_that_of_an_observers_range():
     values = SKEWED.clamp(min=0).double().flatten()
-    explorer = plot.clipping_explorer({"layer": values})
-    for percent, bits in itertools.product(plot.PERCENTS, (2, 4, 8)):
+    explorer = lesson_09.clipping_explorer({"layer": values})
+    for percent, bits in itertools.product(lesson_09.PERCENTS, (2, 4, 8)):
         set_to(explorer, percent=percent, bits=bits)
         low, high = percentile_range(values, percent)
-        assert f"Mean squared error {plot.significant(range_error(values, low, high, bits), 3)}:" in explorer.text
+        assert f"Mean squared error {significant(range_error(values, low, high, bits), 3)}:" in explorer.text
         whole = range_error(values, values.min(), values.max(), bits)
-        assert explorer.text.endswith(f"With the whole range it would be {plot.significant(whole, 3)}.")
+        assert explorer.text.endswith(f"With the whole range it would be {significant(whole, 3)}.")
         scale, _ = asymmetric_qparams(low, high, bits)
-        assert f"a step {plot.significant(scale.item(), 3)};" in explorer.text
+        assert f"a step {significant(scale.item(), 3)};" in explorer.text
 
 
 def test_what_lesson_9_says_was_seen():
@@ -392,11 +394,11 @@ def test_what_lesson_9_says_was_seen():
     inputs = torch.cat(observers["conv2"].seen)
 
     def errors(bits):
-        clips = {percent: plot.Clip(inputs, percent, bits, "") for percent in plot.PERCENTS}
+        clips = {percent: lesson_09.Clip(inputs, percent, bits, "") for percent in lesson_09.PERCENTS}
         return {percent: clip.rounding + clip.clipping for percent, clip in clips.items()}
 
     four, eight, two = errors(4), errors(8), errors(2)
-    assert [percent for percent in plot.PERCENTS if four[percent] < four[100]] == [
+    assert [percent for percent in lesson_09.PERCENTS if four[percent] < four[100]] == [
         99.3,
         99.5,
         99.7,
@@ -414,7 +416,7 @@ def test_what_lesson_9_says_was_seen():
 
 
 def test_the_byte_says_what_it_shows():
-    explorer = plot.byte_explorer(177, shift=4, keep=2)
+    explorer = lesson_14.byte_explorer(177, shift=4, keep=2)
     assert explorer.text == (
         "177 is 1011 0001, which holds 1, 0, 3, 2 at 2 bits. >> 4 makes 0000 1011, 11; what falls off the lower end: "
         "0001. & 3 keeps 0000 0011, 3."
@@ -427,7 +429,7 @@ def test_the_byte_says_what_it_shows():
     assert picture_of(explorer).count("inline-block; width: 2em") == 24, "three bytes of eight boxes"
 
 
-BYTE = plot.byte_explorer()
+BYTE = lesson_14.byte_explorer()
 
 
 @given(st.integers(0, 255), st.integers(-8, 8), st.integers(1, 8))
@@ -442,9 +444,9 @@ def test_the_byte_is_right_wherever_its_sliders_stand(number, shift, keep):
 
 def test_what_lesson_14_says_was_seen():
     fourth, upper = get_field(177, 6, 2), get_field(177, 4, 4)
-    assert plot.byte_explorer(177, shift=6, keep=2).text.endswith(f", {fourth}.")
+    assert lesson_14.byte_explorer(177, shift=6, keep=2).text.endswith(f", {fourth}.")
     for keep in range(4, 9):
-        assert plot.byte_explorer(177, shift=4, keep=keep, bits=4).text.endswith(f", {upper}.")
+        assert lesson_14.byte_explorer(177, shift=4, keep=keep, bits=4).text.endswith(f", {upper}.")
     same = {
         number: number >> 2 for number in range(1, 256) if len({get_field(number, o, 2) for o in (0, 2, 4, 6)}) == 1
     }

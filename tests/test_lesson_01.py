@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course import figures as plot
+from course.figures import lesson_01 as figures
 from course.models import DATA, embed, load_encoder, load_sentences
 from qlib import INT4, INT8, Scheme, quantize_tensor
 from qlib.report import fit_text, in_units, nearest, quantized_bytes, state_dict_bytes, weight_bytes
@@ -74,19 +74,19 @@ def test_the_quiz_is_right():
 
 def test_byte_boxes_draws_a_box_for_each_byte():
     numbers = torch.tensor([[1.5, -2.0], [0.0, 3.0]])
-    picture = plot.byte_boxes({"float32": numbers, "int8": numbers.to(torch.int8)})
+    picture = figures.byte_boxes({"float32": numbers, "int8": numbers.to(torch.int8)})
     assert [len(axis.patches) for axis in picture.figure.axes] == [16, 4]
     assert "float32: 4 numbers of 4 bytes each, 16 in all; int8: 4 numbers of 1 byte each, 4 in all" in picture.caption
 
 
 def test_memory_bars_says_what_fits():
-    picture = plot.memory_bars({"32 bits": 4 * BILLION, "8 bits": BILLION}, 2 * BILLION, "a box")
+    picture = figures.memory_bars({"32 bits": 4 * BILLION, "8 bits": BILLION}, 2 * BILLION, "a box")
     assert picture.caption.endswith("32 bits 4.0 GB, 8 bits 1.0 GB. What fits: 8 bits.")
-    assert plot.memory_bars({"a": BILLION}, 10, "a box").caption.endswith("None of them fits.")
+    assert figures.memory_bars({"a": BILLION}, 10, "a box").caption.endswith("None of them fits.")
 
 
 def test_size_and_quality_names_every_point():
-    caption = plot.size_and_quality({"a": (8, 3), "b": (4, 2)}, "Title", "MB", "quality").caption
+    caption = figures.size_and_quality({"a": (8, 3), "b": (4, 2)}, "Title", "MB", "quality").caption
     assert caption == "Title: quality over MB. a: 3 at 8; b: 2 at 4."
 
 

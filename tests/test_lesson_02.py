@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import datasets
 
-from course import figures as plot
 from course.exercises.exercise import find_exercise
 from course.exercises.judge import CORRECT, INCORRECT, judge
+from course.figures import lesson_02 as figures
 from course.models import DATA, accuracy, load_digits, load_small_net, small_net
 from qlib import pack, unpack
 from qlib.packing import bit_string, field_widths, float_fields, from_twos_complement
@@ -342,7 +342,7 @@ def words_in(picture):
 
 
 def test_the_picture_of_bits_says_what_each_field_says():
-    picture = plot.number_bits([torch.tensor(-6.5)], "A number")
+    picture = figures.number_bits([torch.tensor(-6.5)], "A number")
     assert picture.caption == (
         "Bits as they are stored (sign, exponent and fraction). float32 -6.5 is 1 10000001 10100000000000000000000."
     )
@@ -367,7 +367,7 @@ def test_the_picture_of_bits_says_what_each_field_says():
     ids=str,
 )
 def test_the_words_under_the_bits_hold_at_the_edges_too(number, words):
-    assert words_in(plot.number_bits([number]))[1 + len(bit_string(number)) :] == words
+    assert words_in(figures.number_bits([number]))[1 + len(bit_string(number)) :] == words
 
 
 def test_the_picture_of_digits_counts_and_names_wrong_answers():
@@ -375,11 +375,12 @@ def test_the_picture_of_digits_counts_and_names_wrong_answers():
     labels = torch.arange(10)
     answers = labels.clone()
     answers[3] = 8
-    assert plot.digit_pictures(pictures, labels, answers).caption == (
+    assert figures.digit_pictures(pictures, labels, answers).caption == (
         "10 pictures of 8 x 8 pixels, 9 read right. Read wrong: picture 3, which is 3, as 8."
     )
     assert (
-        plot.digit_pictures(pictures[:1], labels[:1], labels[:1]).caption == "1 picture of 8 x 8 pixels, 1 read right."
+        figures.digit_pictures(pictures[:1], labels[:1], labels[:1]).caption
+        == "1 picture of 8 x 8 pixels, 1 read right."
     )
 
 

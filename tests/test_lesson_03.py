@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from course import figures as plot
+from course.figures import lesson_03 as figures
 from course.models import load_encoder
 from qlib import dequantize, quantize
 from qlib.report import quantization_error
@@ -37,9 +37,9 @@ def test_the_best_of_the_scales_is_the_smallest_that_clips_nothing():
 
 
 def test_the_stairs_can_be_counted_and_the_caption_follows_them():
-    assert "8 integers from -4 to 3" in plot.staircase(scale=0.5, zero_point=1, bits=3).caption
-    assert "no error exceeds 0.25" in plot.staircase(scale=0.5, zero_point=1, bits=3).caption
-    assert "no error exceeds 0.5" in plot.staircase(scale=1.0, zero_point=0, bits=2).caption
+    assert "8 integers from -4 to 3" in figures.staircase(scale=0.5, zero_point=1, bits=3).caption
+    assert "no error exceeds 0.25" in figures.staircase(scale=0.5, zero_point=1, bits=3).caption
+    assert "no error exceeds 0.5" in figures.staircase(scale=1.0, zero_point=0, bits=2).caption
 
 
 def test_on_a_tie_torch_rounds_to_the_even_neighbour():

@@ -5,14 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course import figures as plot
 from course import helper
 from course.exercises.exercise import find_exercise
 from course.exercises.judge import INCORRECT, judge
+from course.figures import lesson_04 as figures
 from qlib import Scheme, choose_qparams, dequantize, quant_range, quantize, quantize_tensor
 from qlib.affine import asymmetric_qparams
 from qlib.report import quantization_error, sqnr
 from tests.matrices import T
+from tests.test_plot import assert_draws
 
 
 def per_tensor(bits=8):
@@ -163,7 +164,7 @@ def test_clipping_helps_at_4_bits_and_harms_at_8(query_weight):
 
 
 def test_the_caption_of_rulers_says_what_is_clipped_and_what_is_wasted():
-    caption = repr(plot.rulers(T, {"old": (3.5, -70, 8), "new": (3.5788, -77, 8)}))
+    caption = repr(figures.rulers(T, {"old": (3.5, -70, 8), "new": (3.5788, -77, 8)}))
     assert caption == (
         "9 numbers from -184 to 728.6. "
         "old: 256 marks from -203 to 689.5, 3.5 apart; 0.0 is the integer -70; "
@@ -175,14 +176,14 @@ def test_the_caption_of_rulers_says_what_is_clipped_and_what_is_wasted():
 
 @pytest.mark.parametrize("zero_point", [-2.59, 4, -8628])
 def test_rulers_say_where_zero_has_no_integer(zero_point):
-    assert "0.0 has no integer of its own" in repr(plot.rulers(T, {"ruler": (130.4, zero_point, 3)}))
+    assert "0.0 has no integer of its own" in repr(figures.rulers(T, {"ruler": (130.4, zero_point, 3)}))
 
 
 def test_rulers_draw_a_single_number_and_very_many(tmp_path):
     for tensor in (torch.tensor(5.0), torch.zeros(3), torch.linspace(-1, 1, 1000).reshape(10, 100)):
         choices = {f"{bits} bits": (*choose_qparams(tensor, per_tensor(bits)), bits) for bits in (8, 2)}
-        picture = plot.rulers(tensor, choices)
-        picture.save(tmp_path / "rulers.png")
+        picture = figures.rulers(tensor, choices)
+        assert_draws(picture, tmp_path / "rulers.png")
         assert picture.caption.startswith(f"{tensor.numel()} number")
 
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course import figures as plot
 from course import helper
+from course.figures import lesson_05 as figures
 from course.models import DATA, load_encoder, load_sentences
 from qlib import Scheme, choose_qparams, dequantize, fake_quantize, load_tensors, quant_range, quantize
 from qlib.affine import asymmetric_qparams, full_range_qparams, symmetric_qparams
@@ -238,15 +238,15 @@ def test_the_trick_loses_on_a_block_with_large_numbers_on_both_sides():
 
 def test_a_ruler_with_a_negative_scale_is_the_mirror_of_the_positive_one():
     numbers = torch.tensor([-0.16, 0.05, 0.242])
-    negative = repr(plot.rulers(numbers, {"r": (-0.121, 0, 2)}))
-    positive = repr(plot.rulers(-numbers, {"r": (0.121, 0, 2)}))
+    negative = repr(figures.rulers(numbers, {"r": (-0.121, 0, 2)}))
+    positive = repr(figures.rulers(-numbers, {"r": (0.121, 0, 2)}))
     assert "4 marks from -0.121 to 0.242, 0.121 apart; 0.0 is the integer 0; 0 of 3 numbers clipped" in negative
     assert "4 marks from -0.242 to 0.121, 0.121 apart; 0.0 is the integer 0; 0 of 3 numbers clipped" in positive
 
 
 def test_the_caption_of_a_grid_counts_codes_and_errors():
     numbers = torch.tensor([-1.0, 0.0, 0.26, 3.0])
-    text = repr(plot.grid_over_histogram(numbers, torch.tensor(0.5), torch.tensor(0), 3, "four numbers"))
+    text = repr(figures.grid_over_histogram(numbers, torch.tensor(0.5), torch.tensor(0), 3, "four numbers"))
     assert text.startswith(
         "four numbers: 4 numbers from -1 to 3 at 3 bits. Scale 0.5, zero point 0; 4 of 8 codes used;"
     )
@@ -258,5 +258,5 @@ def test_the_caption_of_a_grid_counts_codes_and_errors():
 @pytest.mark.parametrize("tensor", [torch.zeros(5), torch.full((2, 3), 7.0), torch.tensor([-3.0])], ids=repr)
 def test_a_grid_can_be_laid_over_anything(tensor):
     for bits, mode in itertools.product((2, 5, 8), ("symmetric", "asymmetric", "full range")):
-        grid = plot.Grid(tensor, *plot.mode_qparams(tensor, bits, mode), bits, "constant")
-        assert "nan" not in plot.grid_svg(grid) and "1 of" in grid.text
+        grid = figures.Grid(tensor, *figures.mode_qparams(tensor, bits, mode), bits, "constant")
+        assert "nan" not in figures.grid_svg(grid) and "1 of" in grid.text

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course import figures as plot
+from course.figures import lesson_06 as figures
+from course.figures.shared import block_numbers
 from course.models import load_encoder
 from qlib import Scheme, choose_qparams, quantize_tensor
 from qlib.affine import expand_groups
@@ -156,11 +157,11 @@ def test_a_shape_that_is_a_torch_size_will_do():
 
 
 def test_the_picture_of_granularity_numbers_the_scales_as_the_library_deals_them_out():
-    assert plot.block_numbers((2, 3), PER_TENSOR).tolist() == [[0, 0, 0], [0, 0, 0]]
-    assert plot.block_numbers((2, 3), Scheme(axis=0)).tolist() == [[0, 0, 0], [1, 1, 1]]
-    assert plot.block_numbers((2, 3), Scheme(axis=1)).tolist() == [[0, 1, 2], [0, 1, 2]]
-    assert plot.block_numbers((2, 3), Scheme(group_size=2)).tolist() == [[0, 0, 1], [2, 2, 3]]
-    picture = plot.sharing((3, 7), [PER_TENSOR, Scheme(group_size=3)])
+    assert block_numbers((2, 3), PER_TENSOR).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert block_numbers((2, 3), Scheme(axis=0)).tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert block_numbers((2, 3), Scheme(axis=1)).tolist() == [[0, 1, 2], [0, 1, 2]]
+    assert block_numbers((2, 3), Scheme(group_size=2)).tolist() == [[0, 0, 1], [2, 2, 3]]
+    picture = figures.sharing((3, 7), [PER_TENSOR, Scheme(group_size=3)])
     assert "per tensor, 1 scale for 21 weights; per group of 3, 9 scales for 3 or 1 weights each" in picture.caption
 
 
@@ -168,7 +169,7 @@ def test_weights_with_the_same_number_share_a_scale_and_others_do_not():
     generator = torch.Generator().manual_seed(0)
     for scheme in (PER_TENSOR, Scheme(), Scheme(axis=1), Scheme(group_size=4)):
         tensor = torch.rand(5, 10, generator=generator)
-        numbers = plot.block_numbers(tensor.shape, scheme)
+        numbers = block_numbers(tensor.shape, scheme)
         scales = expand_groups(choose_qparams(tensor, scheme)[0], tensor, scheme.group_size).expand_as(tensor)
         pairs = set(zip(numbers.flatten().tolist(), scales.flatten().tolist(), strict=True))
         assert len(pairs) == numbers.unique().numel() == scales.unique().numel()
@@ -177,7 +178,7 @@ def test_weights_with_the_same_number_share_a_scale_and_others_do_not():
 def test_the_picture_of_the_maxima_names_the_row_and_the_column():
     tensor = torch.full((4, 6), 0.5)
     tensor[2, 5] = -3.0
-    caption = plot.channel_maxima(tensor, "A matrix").caption
+    caption = figures.channel_maxima(tensor, "A matrix").caption
     assert "the largest 3 in row 2" in caption
     assert "the largest 3 in column 5" in caption
     assert "in the 4 rows the median is 0.5" in caption
@@ -185,4 +186,6 @@ def test_the_picture_of_the_maxima_names_the_row_and_the_column():
 
 def test_the_picture_of_integers_counts_the_different_ones():
     values = torch.tensor([[-2, 0], [0, 1]], dtype=torch.int8)
-    assert "of -2 to 1 that there are. a: 3 different ones from -2 to 1" in plot.integers({"a": values}, bits=2).caption
+    assert (
+        "of -2 to 1 that there are. a: 3 different ones from -2 to 1" in figures.integers({"a": values}, bits=2).caption
+    )

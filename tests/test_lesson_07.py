@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
-from course import figures as plot
 from course import helper
+from course.figures import lesson_07 as figures
 from course.models import embed, load_encoder, load_sentences
 from qlib import Scheme, choose_qparams, dequantize, fake_quantize, quantize, quantize_tensor
 from qlib.affine import channel_range
@@ -199,13 +199,13 @@ def test_what_the_model_notices(encoder, outputs):
 @pytest.mark.parametrize("shape", [(), (3,), (2, 1), (1, 3)], ids=str)
 def test_the_picture_of_broadcasting_shows_the_stretched_scales(shape):
     scale = torch.full(shape, 2.0)
-    caption = plot.broadcast(T[:2], scale).caption
+    caption = figures.broadcast(T[:2], scale).caption
     assert f"of shape {shape}" in caption
     assert "[2, 2, 2]; [2, 2, 2]" in caption
     assert "from -92 to 364.3 steps" in caption
 
 
 def test_the_picture_of_a_product_counts_the_scales():
-    caption = plot.scales_in_a_matmul(outputs=2, inputs=5).caption
+    caption = figures.scales_in_a_matmul(outputs=2, inputs=5).caption
     assert "2 scales, and each multiplies one output after its sum" in caption
     assert "there are 5, and each multiplies one input before the 2 sums" in caption

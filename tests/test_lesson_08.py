@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import course.helper as helper
-from course import figures as plot
+from course.figures import lesson_08 as figures
 from course.models import embed, load_encoder, load_sentences
 from qlib import Scheme, choose_qparams, dequantize, fake_quantize, quantize, quantize_tensor
 from qlib.affine import expand_groups, split_groups
@@ -232,7 +232,7 @@ def test_the_question_at_the_sliders_has_an_answer_below_5_1_bits(points):
     ids=str,
 )
 def test_the_lines_are_where_the_scales_change(scheme, down, across):
-    assert plot.block_edges((384, 1536), scheme, slice(92, 108), slice(832, 896)) == (down, across)
+    assert figures.block_edges((384, 1536), scheme, slice(92, 108), slice(832, 896)) == (down, across)
 
 
 # ---------------------------------------------------------------- the price list
@@ -403,16 +403,16 @@ def test_in_the_encoder_too_a_bit_beats_groups_of_32_at_their_price():
 
 
 def test_the_picture_of_groups_says_what_fills_them_up():
-    assert plot.group_boxes(M, 3).caption == (
+    assert figures.group_boxes(M, 3).caption == (
         "A 3 x 6 matrix in groups of 3: 2 groups a row, 6 in all. "
         "The largest magnitude of each group, row 0: 0.7, 6.3; row 1: 1.4, 2.1; row 2: 0.35, 14."
     )
-    assert "The last group of a row holds 2, filled up with 2 zeros." in plot.group_boxes(N, 4).caption
+    assert "The last group of a row holds 2, filled up with 2 zeros." in figures.group_boxes(N, 4).caption
 
 
 def test_the_picture_of_prices_names_what_is_not_beaten():
     lines = {"a": [(1, 1), (3, 4)], "b": [(2, 3), (4, 3)]}
-    caption = plot.price_curves({"both": lines}, "T", "cost", "quality").caption
+    caption = figures.price_curves({"both": lines}, "T", "cost", "quality").caption
     assert caption == "T: quality over cost. 4 ways from 1 to 4, 1 to 4. " + (
         "Not beaten by any that costs no more: a at 1: 1; b at 2: 3; a at 3: 4."
     )

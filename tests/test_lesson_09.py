@@ -9,14 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d, linear, relu, unfold
 
-from course import figures as plot
 from course import helper
 from course.exercises.exercise import find_exercise
 from course.exercises.judge import INCORRECT, judge
+from course.figures import lesson_09 as figures
 from course.models import DATA, accuracy, digits_conv_net, load_digits, load_digits_conv
 from qlib import Scheme, choose_qparams, dequantize, quant_range, quantize
-from qlib.linear import IntegerConv2d, IntegerLinear, integer_layer, integer_linear, linear_w8a32, requantize
-from qlib.model import fuse_batch_norms, fuse_conv_bn, integer_net, sequential
+from qlib.linear import integer_linear
+from qlib.methods.static import (
+    IntegerConv2d,
+    IntegerLinear,
+    fuse_batch_norms,
+    fuse_conv_bn,
+    integer_layer,
+    integer_net,
+    linear_w8a32,
+    requantize,
+    sequential,
+)
 from qlib.observers import MinMax, calibrate
 from qlib.report import sqnr, state_dict_bytes
 
@@ -389,7 +399,7 @@ def test_an_integer_net_leaves_the_float_one_alone(digits):
 
 
 def test_the_bars_add_up_and_are_told():
-    picture = plot.running_total({"a": 5000, "b": -23168, "c": 630}, "Terms")
+    picture = figures.running_total({"a": 5000, "b": -23168, "c": 630}, "Terms")
     assert picture.caption == "Terms. a: +5,000, b: -23,168, c: +630; in all -17,538."
     bars = picture.figure.axes[0].patches
     assert [bar.get_x() for bar in bars] == [0, 5000, -18168, 0]
@@ -398,7 +408,7 @@ def test_the_bars_add_up_and_are_told():
 
 def test_the_observed_ranges_are_drawn_where_the_caption_says():
     inputs = {"first": torch.linspace(0, 4, 100), "second": torch.linspace(-1, 2, 50)}
-    picture = plot.observed_ranges(inputs, {"min-max": {"first": (0.0, 4.0), "second": (-1.0, 2.0)}})
+    picture = figures.observed_ranges(inputs, {"min-max": {"first": (0.0, 4.0), "second": (-1.0, 2.0)}})
     assert "first: 100 numbers from 0 to 4; min-max 0 to 4" in picture.caption
     assert "second: 50 numbers from -1 to 2; min-max -1 to 2" in picture.caption
     ends = [sorted(line.get_xdata()[0] for line in axis.lines) for axis in picture.figure.axes]
@@ -408,7 +418,7 @@ def test_the_observed_ranges_are_drawn_where_the_caption_says():
 def test_rounding_and_clipping_are_the_whole_error():
     values = torch.cat([torch.linspace(0, 1, 990), torch.linspace(2, 5, 10)])
     for percent, bits in ((99, 4), (90, 3), (100, 8)):
-        clip = plot.Clip(values, percent, bits, "numbers")
+        clip = figures.Clip(values, percent, bits, "numbers")
         high = torch.quantile(values.double(), percent / 100)
         scale, zero_point = choose_qparams(torch.stack([torch.zeros(()).double(), high]), Scheme(bits, False, None))
         back = dequantize(quantize(values.clamp(max=high), scale, zero_point, bits), scale, zero_point)
@@ -419,9 +429,9 @@ def test_rounding_and_clipping_are_the_whole_error():
 
 def test_the_clipping_picture_names_the_best_percentile():
     values = torch.cat([torch.linspace(0, 1, 990), torch.linspace(2, 5, 10)])
-    picture = plot.clipping(values, 99, 3, "numbers")
+    picture = figures.clipping(values, 99, 3, "numbers")
     errors = {}
-    for percent in plot.PERCENTS:
-        clip = plot.Clip(values, percent, 3, "numbers")
+    for percent in figures.PERCENTS:
+        clip = figures.Clip(values, percent, 3, "numbers")
         errors[percent] = clip.rounding + clip.clipping
     assert f"Of the percentiles drawn, {min(errors, key=errors.get):g} has the least error" in picture.caption

@@ -10,9 +10,9 @@ import torch
 from torch.nn.functional import linear
 
 import course.helper as helper
-from course import figures as plot
 from course.exercises.exercise import find_exercise
 from course.exercises.judge import CORRECT, INCORRECT, judge
+from course.figures import lesson_10 as figures
 from course.helper import W8A16LinearLayer, w8_a16_forward
 from course.models import load_encoder, load_sentences
 from qlib import INT8, QLinear, Scheme, choose_qparams, quantize
@@ -245,7 +245,7 @@ def test_a_bias_of_the_forms_that_the_lesson_gives_is_accepted():
 def test_the_steps_are_drawn_and_told():
     q = torch.tensor([[127, -64], [-50, 2]], dtype=torch.int8)
     x, scales, bias = torch.tensor([1.5, -0.5]), torch.tensor([0.02, 0.5]), torch.tensor([1.0, -0.5])
-    picture = plot.w8a16_steps(q, x, scales, bias)
+    picture = figures.w8a16_steps(q, x, scales, bias)
     assert picture.caption == (
         "A layer of 2 inputs and 2 outputs on the input [1.5, -0.5]. Of the sums, "
         "output 0: 222.5 times 0.02 plus 1 is 5.45; output 1: -76 times 0.5 plus -0.5 is -38.5."

@@ -8,10 +8,10 @@ import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from course import figures as plot
 from course import helper
 from course.exercises import find_exercise
 from course.exercises.judge import judge
+from course.figures import lesson_11 as figures
 from course.models import load_encoder
 from qlib import QLinear, Scheme, quantize_model, replace_linear
 from qlib.model import choose_layers, is_ignored, layers_to_quantize, places_of, tensors_of
@@ -231,7 +231,7 @@ def test_a_tree_is_drawn_before_and_after():
     model = llama(tied=False)
     after = copy.deepcopy(model)
     quantize_model(after, Scheme(bits=4, group_size=16), progress=False)
-    picture = plot.module_trees({"before": model, "after": after})
+    picture = figures.module_trees({"before": model, "after": after})
     assert ("0 … 1", "LlamaDecoderLayer") in boxes(picture), "neighbours that are alike are drawn once"
     assert ("up_proj", "Linear 32 → 64") in boxes(picture) and ("up_proj", "QLinear 32 → 64, 4-bit") in boxes(
         picture, 1
@@ -244,30 +244,30 @@ def test_a_tree_is_drawn_before_and_after():
 def test_layers_that_differ_are_not_drawn_as_one():
     model = llama(tied=False)
     quantize_model(model, INT8, ignore=("lm_head", "model.layers.0.*"), progress=False)
-    names = [name for name, _ in boxes(plot.module_trees({"half": model}))]
+    names = [name for name, _ in boxes(figures.module_trees({"half": model}))]
     assert "0" in names and "1" in names and "0 … 1" not in names
 
 
 def test_a_tree_shows_ties_shared_layers_and_conv1d():
-    tied = plot.module_trees({"tied": llama()})
+    tied = figures.module_trees({"tied": llama()})
     assert ("lm_head", "Linear 32 → 512, tied") in boxes(tied)
     assert "; model.embed_tokens and lm_head share a weight; " in tied.caption
-    shown = boxes(plot.module_trees({"shared": Branches()}))
+    shown = boxes(figures.module_trees({"shared": Branches()}))
     assert ("2", "the same layer as first.0") in shown and ("proj", "the same layer as first.0") in shown
     assert ("0", "Linear 4 → 4") in shown
     conv = nn.ModuleDict({"c_attn": Conv1D(96, 32)})
-    assert ("c_attn", "Conv1D 32 → 96") in boxes(plot.module_trees({"gpt2": conv}))
+    assert ("c_attn", "Conv1D 32 → 96") in boxes(figures.module_trees({"gpt2": conv}))
 
 
 def test_modules_without_weights_can_be_left_out_of_a_tree_and_the_caption_says_so():
-    picture = plot.module_trees({"branches": Branches()}, weightless=False)
+    picture = figures.module_trees({"branches": Branches()}, weightless=False)
     assert "ReLU" not in dict(boxes(picture)).values()
     assert picture.caption.endswith("Modules without weights are not drawn.")
 
 
 def test_a_model_on_meta_has_a_tree_too():
     with torch.device("meta"):
-        assert plot.module_trees({"empty": llama()}).caption.endswith("; on meta.")
+        assert figures.module_trees({"empty": llama()}).caption.endswith("; on meta.")
 
 
 def test_a_wrong_tree_is_told_by_its_first_wrong_layer():

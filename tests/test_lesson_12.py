@@ -11,7 +11,7 @@ import transformers
 from torch.nn import Linear, ModuleDict
 
 import course.helper as helper
-from course import figures as plot
+from course.figures import lesson_12 as figures
 from course.models import (
     Boxes,
     average_precision,
@@ -28,6 +28,7 @@ from course.models import (
 from qlib import INT2, INT4, INT8, QLinear, Scheme, quantize_model
 from qlib.model import layers_to_leave, layers_to_quantize, sensitivity
 from qlib.report import cosine, nearest
+from tests.test_plot import assert_draws
 
 SYMMETRIC_2 = Scheme(bits=2, group_size=32)
 COARSE = Scheme(bits=2, symmetric=False)
@@ -149,7 +150,7 @@ SPARED = {
 
 def test_sparing_layers_pays_and_sparing_more_at_4_bits_pays_more(writer):
     model, tokens = writer
-    names = {plot.short_name(name): name for name in layers_to_quantize(model, ())}
+    names = {figures.short_name(name): name for name in layers_to_quantize(model, ())}
     coarse, coarse_report = quantized(model, COARSE)
     found = {"none": perplexity(coarse, tokens)}
     for label, (scheme, spared) in SPARED.items():
@@ -219,30 +220,30 @@ def test_more_than_half_of_the_courses_detector_are_convolutions():
     ],
 )
 def test_readable_numbers_have_three_digits_and_no_exponent(number, text):
-    assert plot.readable(number) == text
+    assert figures.without_exponent(number) == text
 
 
 def test_perplexity_curves_say_every_point_and_the_float_model(tmp_path):
     lines = {"4 bits": [(4.5, 9.6), (4.0, 11.6)], "2 bits, asymmetric": [(2.0, 2600.0), (3.25, 18.0)]}
-    picture = plot.perplexity_curves(lines, 9.25, "Bits")
+    picture = figures.perplexity_curves(lines, 9.25, "Bits")
     assert picture.caption == (
         "Bits: perplexity over bits a weight; float32 has 9.25. 4 bits: 11.6 at 4, 9.60 at 4.5; "
         "2 bits, asymmetric: 2,600 at 2, 18.0 at 3.25."
     )
-    picture.save(tmp_path / "picture.png")
+    assert_draws(picture, tmp_path / "picture.png")
 
 
 def test_damage_bars_name_the_worst_layers(tmp_path):
     damage = {f"model.layers.{block}.mlp.{kind}_proj": block + 0.1 for block in (0, 1) for kind in ("up", "down")}
     damage["model.layers.0.mlp.up_proj"], damage["lm_head"] = -0.25, 3.0
-    picture = plot.damage_bars(damage, "Alone", "rise", named=2)
+    picture = figures.damage_bars(damage, "Alone", "rise", named=2)
     assert picture.caption.startswith("Alone: 5 layers, from -0.25 to 3. Most: lm_head 3, model.layers.1.mlp.")
-    picture.save(tmp_path / "picture.png")
+    assert_draws(picture, tmp_path / "picture.png")
 
 
 def test_short_names_are_block_and_kind():
-    assert plot.short_name("model.layers.11.mlp.down_proj") == "11 down"
-    assert plot.short_name("lm_head") == "lm_head"
+    assert figures.short_name("model.layers.11.mlp.down_proj") == "11 down"
+    assert figures.short_name("lm_head") == "lm_head"
 
 
 def one_box(box, label):
@@ -254,25 +255,25 @@ def test_boxes_on_pictures_count_what_is_drawn_and_what_is_right(tmp_path):
     truth = [one_box((2, 2, 10, 10), 0), one_box((4, 4, 12, 12), 1)]
     nothing = Boxes(torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0))
     answers = {"before": truth, "after": [one_box((2, 2, 10, 10), 1), nothing]}
-    picture = plot.boxes_on_pictures(pictures, answers, {0: "circle", 1: "star"}, truth)
+    picture = figures.boxes_on_pictures(pictures, answers, {0: "circle", 1: "star"}, truth)
     assert picture.caption == (
         "2 pictures of 24 x 16 pixels with 2 things on them. before: 2 boxes, 2 right; after: 1 box, 0 right. "
         "Wrong boxes are dashed."
     )
-    picture.save(tmp_path / "picture.png")
-    assert "right" not in plot.boxes_on_pictures(pictures, answers, {0: "circle", 1: "star"}).caption
+    assert_draws(picture, tmp_path / "picture.png")
+    assert "right" not in figures.boxes_on_pictures(pictures, answers, {0: "circle", 1: "star"}).caption
 
 
 def test_a_second_box_on_one_thing_is_wrong():
     box = (2, 2, 10, 10)
     twice = Boxes(torch.tensor([box, box], dtype=torch.float32), torch.tensor([0, 0]), torch.tensor([0.9, 0.8]))
-    picture = plot.boxes_on_pictures(torch.zeros(1, 3, 16, 16).byte(), {"a": [twice]}, {0: "x"}, [one_box(box, 0)])
+    picture = figures.boxes_on_pictures(torch.zeros(1, 3, 16, 16).byte(), {"a": [twice]}, {0: "x"}, [one_box(box, 0)])
     assert "a: 2 boxes, 1 right" in picture.caption
 
 
 def test_completions_mark_where_a_text_leaves_the_first_and_keep_code_as_it_is():
     texts = {"float32": "if a < b:\n    one()", "8 bits": "if a < b:\n    one()", "2 bits": "if a < b:\n    two()"}
-    shown = plot.Completions(texts, "if a")
+    shown = figures.Completions(texts, "if a")
     assert "--- 8 bits (the same)\n" in repr(shown)
     assert "--- 2 bits (the same for 10 characters)\nif a < b:\n    two()" in repr(shown)
     page = shown._repr_html_()

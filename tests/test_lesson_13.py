@@ -10,10 +10,11 @@ import safetensors.torch
 import torch
 import transformers
 
-from course import figures as plot
+from course.figures import lesson_13 as figures
 from qlib import INT4, QLinear, Scheme, quantize_tensor, replace_linear
 from qlib.affine import block_range, qparam_shape
-from qlib.checkpoint import DTYPES, put_tensor, read_tensor, save_quantized
+from qlib.checkpoint import put_tensor, save_quantized
+from qlib.files import DTYPES, read_tensor
 from qlib.model import still_on_meta
 from qlib.report import peak_memory, state_dict_bytes
 from tests.lessons import ROOT
@@ -62,7 +63,7 @@ def test_a_tensor_can_be_changed_and_the_file_stays(small):
 
 
 def test_the_picture_of_a_file_says_what_is_where(small):
-    caption = repr(plot.safetensors_bytes(small))
+    caption = repr(figures.safetensors_bytes(small))
     assert "A file of 154 bytes" in caption
     assert "scale, F32 [3, 1], 12 at 136; packed, U8 [3, 2], 6 at 148" in caption
 
@@ -219,9 +220,9 @@ def test_a_streamed_load_peaks_near_the_file_and_a_naive_one_near_the_float_mode
 
 def test_the_picture_of_peaks_says_only_what_does_not_vary():
     files = {"the large file": 268_000_000, "the small file": 38_800_000}
-    good = repr(plot.peak_bars({"whole": 541_000_000, "in\nparts": 42_000_000}, files, "Peaks"))
+    good = repr(figures.peak_bars({"whole": 541_000_000, "in\nparts": 42_000_000}, files, "Peaks"))
     ends = "the most to the least: whole; in parts. The least is {}less than a quarter of the most."
     assert good.endswith(". From " + ends.format(""))
-    assert good == repr(plot.peak_bars({"whole": 500_000_000, "in\nparts": 57_000_000}, files, "Peaks"))
-    bad = repr(plot.peak_bars({"whole": 42_000_000, "in\nparts": 54_000_000}, files, "Peaks"))
+    assert good == repr(figures.peak_bars({"whole": 500_000_000, "in\nparts": 57_000_000}, files, "Peaks"))
+    bad = repr(figures.peak_bars({"whole": 42_000_000, "in\nparts": 54_000_000}, files, "Peaks"))
     assert bad.endswith(". NOT from " + ends.format("NOT "))

@@ -5,11 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course import figures as plot
-from course.figures import Bits
+from course.figures import lesson_14 as figures
+from course.figures.lesson_14 import Bits
 from qlib import Scheme, pack, quantize_tensor, unpack
-from qlib.packing import LAYOUTS, get_field, put_field
+from qlib.export import LAYOUTS
+from qlib.packing import get_field, put_field
 from qlib.report import in_units, weight_bytes
+from tests.test_plot import assert_draws
 
 BYTE = st.integers(0, 255)
 
@@ -139,14 +141,15 @@ def boxes(axis):
     return found
 
 
-def test_rows_of_bits_are_drawn_highest_first_and_described():
-    picture = plot.bit_rows({"a": Bits.packed(177, 2), "b": 3}, "Two bytes")
+def test_rows_of_bits_are_drawn_highest_first_and_described(tmp_path):
+    picture = figures.bit_rows({"a": Bits.packed(177, 2), "b": 3}, "Two bytes")
     assert picture.caption == "Two bytes. a: 1011 0001 = 177; b: 0000 0011 = 3."
     (axis,) = picture.figure.axes
     drawn = boxes(axis)
     assert len(drawn) == 16
     strong = [column for column in range(8) if drawn[column, 0] > 0.6]
     assert strong == [0, 2, 3, 7], "the ones of 10110001, from the left"
+    assert_draws(picture, tmp_path / "bits.png")
 
 
 # ---------------------------------------------------------------- layouts
@@ -183,22 +186,11 @@ def test_the_lessons_table_of_layouts():
     assert unpack(packed["awq"][0, :1].view(torch.uint8), 4).tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
 
 
-def test_the_picture_of_layouts_colours_the_weights_it_names():
-    picture = plot.word_layouts({"rows": WORDS["low bits first"], "AWQ": WORDS["awq"]})
+def test_the_picture_of_layouts_colours_the_weights_it_names(tmp_path):
+    picture = figures.word_layouts({"rows": WORDS["low bits first"], "AWQ": WORDS["awq"]})
     assert "rows: 0,7 0,6 0,5 0,4 0,3 0,2 0,1 0,0; AWQ: 7,0 5,0 3,0 1,0 6,0 4,0 2,0 0,0." in picture.caption
     corner = picture.figure.axes[2]
     image = corner.images[0].get_array()
     coloured = (image[..., 0] != image[..., 2]).nonzero()
     assert coloured[0].tolist() == list(range(8)) and coloured[1].tolist() == [0] * 8
-
-
-def test_these_pictures_can_be_saved(tmp_path):
-    pictures = [
-        plot.bit_rows({"a": 177}),
-        plot.word_layouts({"one": [(0, 0), (7, 31)]}),
-        plot.packed_bytes([1, 0, 3], 2),
-        plot.file_parts({"a file": {"weights": 10, "header": 3}}, {"a file": 9}),
-    ]
-    for i, picture in enumerate(pictures):
-        picture.save(tmp_path / f"{i}.png")
-        assert (tmp_path / f"{i}.png").stat().st_size > 2000
+    assert_draws(picture, tmp_path / "layouts.png")

@@ -7,14 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course import figures as plot
 from course import helper
 from course.exercises.judge import judge
 from course.exercises.lesson_15 import PACK, python_steps
+from course.figures import lesson_15 as figures
 from course.models import load_encoder
 from qlib import Scheme, pack, quantize_tensor, unpack
 from qlib.packing import from_twos_complement, pack_loop, unpack_loop
 from qlib.report import weight_bytes
+from tests.test_plot import assert_draws
 
 EIGHT = torch.tensor([1, 0, 3, 2, 3, 3, 3, 3], dtype=torch.uint8)
 THREES = [1, 0, 3, 2, 7, 5, 4, 6]
@@ -84,7 +85,7 @@ def test_the_loops_do_what_pack_and_unpack_do(bits, values):
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_only_widths_that_do_not_divide_8_cross_a_border(bits):
-    caption = plot.packed_bytes([0] * 8, bits).caption
+    caption = figures.packed_bytes([0] * 8, bits).caption
     assert ("No value lies across a border" in caption) == (8 % bits == 0)
 
 
@@ -132,25 +133,27 @@ def test_counting_steps_leaves_a_debugger_alone():
 # ---------------------------------------------------------------- pictures
 
 
-def test_the_picture_of_packed_bytes_names_values_bytes_and_borders():
-    assert plot.packed_bytes(THREES, 3).caption == (
+def test_the_picture_of_packed_bytes_names_values_bytes_and_borders(tmp_path):
+    assert figures.packed_bytes(THREES, 3).caption == (
         "8 values of 3 bits in 3 bytes, read from the right: values 1, 0, 3, 2, 7, 5, 4, 6; bytes 193, 244, 210. "
         "Values 2, 5 lie across a border."
     )
-    short = plot.packed_bytes([1, 0, 3, 2, 3], 2)
+    short = figures.packed_bytes([1, 0, 3, 2, 3], 2)
     assert short.caption.endswith("No value lies across a border. 6 bits of the last byte are left over, zeros.")
     (axis,) = short.figure.axes
     bits = [text.get_text() for text in axis.texts if text.get_family() == ["monospace"]]
     assert "".join(reversed(bits)) == "0000001110110001"
+    assert_draws(short, tmp_path / "bytes.png")
 
 
-def test_the_bars_of_files_are_as_long_as_their_parts():
-    picture = plot.file_parts(
+def test_the_bars_of_files_are_as_long_as_their_parts(tmp_path):
+    picture = figures.file_parts(
         {"a": {"weights": 100, "header": 20}, "b": {"weights": 50, "header": 20}}, {"a": 90, "b": 50}
     )
     assert "what is not weights is header. a: 120, of which weights 100, at least 90; b: 70," in picture.caption
     (axis,) = picture.figure.axes
     assert [round(bar.get_width()) for bar in axis.patches] == [100, 20, 50, 20]
+    assert_draws(picture, tmp_path / "files.png")
 
 
 # ---------------------------------------------------------------- a real matrix on disk

@@ -4,13 +4,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course import figures as plot
 from course import helper
 from course.exercises.judge import judge
 from course.exercises.lesson_16 import PACKED_LINEAR
+from course.figures import lesson_16 as figures
 from qlib import INT2, QLinear, Scheme, pack, unpack
-from qlib.kernels import choose as kernels
-from qlib.linear import packed_linear
+from qlib.linear import packed_linear, plain_linear
 from qlib.report import memory_traffic
 
 EIGHT = [1, 0, 3, 2, 3, 3, 3, 3]
@@ -75,7 +74,7 @@ def test_packed_linear_is_the_plain_formula_of_qlinear(bits, sizes, bias):
     layer = QLinear.from_linear(torch.nn.Linear(inputs, 5, bias=bias), scheme)
     x = torch.linspace(-1, 1, 2 * inputs).reshape(2, inputs)
     mine = packed_linear(x, layer.packed, layer.scale, layer.zero_point, bits, group_size, layer.bias)
-    plain = kernels.plain_linear(x, layer.packed, layer.scale, layer.zero_point, layer.bias, scheme, inputs)
+    plain = plain_linear(x, layer.qtensor, layer.bias)
     torch.testing.assert_close(mine, plain)
     with torch.no_grad():
         torch.testing.assert_close(mine, layer(x), rtol=1e-5, atol=1e-5)
@@ -123,14 +122,14 @@ def test_the_plain_formula_moves_more_than_float32_and_the_packed_bytes_are_a_te
 
 
 def test_the_grid_of_shifts_reads_row_by_row_as_the_values():
-    picture = plot.unpack_grid([177, 255], 2)
+    picture = figures.unpack_grid([177, 255], 2)
     assert picture.caption.endswith("these are the 8 values 1, 0, 3, 2, 3, 3, 3, 3.")
     digits = [t.get_text() for t in picture.figure.axes[0].texts if t.get_family() == ["monospace"]]
     assert "".join(reversed(digits[:8])) == f"{177:08b}" and len(digits) == 2 * (8 + 8)
 
 
 def test_the_row_is_drawn_from_bytes_to_the_sum():
-    picture = plot.unpacked_row(
+    picture = figures.unpacked_row(
         torch.tensor([177, 210], dtype=torch.uint8),
         torch.tensor([0.5, 0.125]),
         torch.tensor([-1, 0]),
@@ -143,13 +142,13 @@ def test_the_row_is_drawn_from_bytes_to_the_sum():
 
 
 def test_bars_of_traffic_are_as_long_as_the_bytes():
-    picture = plot.traffic_bars({"a": {"read": 1000, "written": 10}, "b": {"read": 5000, "written": 50}}, "Moved")
+    picture = figures.traffic_bars({"a": {"read": 1000, "written": 10}, "b": {"read": 5000, "written": 50}}, "Moved")
     assert sorted(bar.get_width() for bar in picture.figure.axes[0].patches) == [10, 50, 1000, 5000]
     assert picture.caption == "Moved. a: 1.0 kB read, 10 bytes written; b: 5.0 kB read, 50 bytes written."
 
 
 def test_times_are_drawn_and_not_written_in_the_caption():
-    slow, fast = (plot.speed_bars({"one": 0.2, "two": seconds}, "Race") for seconds in (0.4, 0.1))
+    slow, fast = (figures.speed_bars({"one": 0.2, "two": seconds}, "Race") for seconds in (0.4, 0.1))
     assert slow.caption == fast.caption and "2 ways" in slow.caption
     assert [bar.get_width() for bar in fast.figure.axes[0].patches] == [1, 2]
     assert any(text.get_text() == "0.5×, 400 ms" for text in slow.figure.axes[0].texts)

@@ -9,12 +9,13 @@ import pathlib
 import pytest
 import torch
 
-from course import figures as plot
+from course.figures import lesson_17 as figures
 from course.models import DATA, load_code_tokens, load_encoder, load_sentences
 from qlib import Scheme, dequantize, methods, quantize_tensor
 from qlib.affine import expand_groups
+from qlib.linear import integer_part
 from qlib.methods.gptq import inverse_factor
-from qlib.methods.llm_int8 import integer_part
+from tests.test_plot import assert_draws
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -208,12 +209,12 @@ def test_without_an_outlier_the_mixed_product_is_the_integer_one():
 
 
 def test_outlier_channels_name_the_largest(tmp_path):
-    picture = plot.outlier_channels({"a": torch.tensor([1.0, 2, 1, 40]), "b": torch.ones(5)}, "Reach.")
+    picture = figures.outlier_channels({"a": torch.tensor([1.0, 2, 1, 40]), "b": torch.ones(5)}, "Reach.")
     assert picture.caption == (
         "Reach. a: 4 channels, the largest, no. 3, is 40 times; "
         "b: 5 channels, the largest, no. 0, is 1 times the median."
     )
-    picture.save(tmp_path / "picture.png")
+    assert_draws(picture, tmp_path / "picture.png")
 
 
 def layer(outlier_in_weight):
@@ -225,13 +226,13 @@ def layer(outlier_in_weight):
 
 
 def test_smoothing_gains_where_only_activations_have_an_outlier():
-    found = {alpha: plot.Smoothing(*layer(False), alpha, True, "a layer") for alpha in (None, 0.5)}
+    found = {alpha: figures.Smoothing(*layer(False), alpha, True, "a layer") for alpha in (None, 0.5)}
     assert found[0.5].sqnr > found[None].sqnr + 5
     assert "not smoothed" in found[None].text and "alpha 0.5" in found[0.5].text
 
 
 def test_the_smoothing_explorer_follows_its_controls():
-    explorer = plot.smoothing_explorer({"one": layer(False), "two": layer(True)})
+    explorer = figures.smoothing_explorer({"one": layer(False), "two": layer(True)})
     first, shown = explorer.text, explorer.shown.value
     assert first.startswith("one, alpha 0.5") and "dB gained" in first
     explorer.controls["alpha"].value = 0.9
@@ -245,7 +246,7 @@ def test_the_smoothing_explorer_follows_its_controls():
 def test_code_books_tell_how_evenly_they_are_used():
     numbers = torch.tensor([-1.0, -0.4, 0.1, 1.0])
     books = {"four": torch.tensor([-1.0, -0.4, 0.1, 1.0]), "two": torch.tensor([-1.0, 1.0])}
-    caption = plot.code_books(numbers, books, "Numbers").caption
+    caption = figures.code_books(numbers, books, "Numbers").caption
     assert "four: 4 values, each used by 25% to 25% of the numbers, entropy 2 bits, mean squared error 0;" in caption
     assert "two: 2 values, each used by 50% to 50% of the numbers, entropy 1 bits" in caption
 
@@ -253,7 +254,7 @@ def test_code_books_tell_how_evenly_they_are_used():
 def test_a_rotation_keeps_the_length_and_lowers_the_error():
     row = torch.tensor([0.0, 0.0, 0.0, 4.0])
     turned = torch.tensor([2.0, -2.0, 2.0, -2.0])
-    caption = plot.rotation_bars([row + 0.3, turned], 2, ["as it came", "rotated"]).caption
+    caption = figures.rotation_bars([row + 0.3, turned], 2, ["as it came", "rotated"]).caption
     assert (
         "as it came: largest 4.3" in caption
         and "rotated: largest 2, sum of squares 16, step 2, squared error 0" in caption
@@ -262,7 +263,7 @@ def test_a_rotation_keeps_the_length_and_lowers_the_error():
 
 def test_pair_books_measure_the_nearest_point():
     pairs = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    caption = plot.pair_books(pairs, {"a": torch.tensor([[0.0, 0.0]]), "b": pairs}, "Pairs").caption
+    caption = figures.pair_books(pairs, {"a": torch.tensor([[0.0, 0.0]]), "b": pairs}, "Pairs").caption
     assert caption == (
         "Pairs: 2 pairs. a: 1 points, 1 of them used, mean squared error 0.5; "
         "b: 2 points, 2 of them used, mean squared error 0."
@@ -270,5 +271,5 @@ def test_pair_books_measure_the_nearest_point():
 
 
 def test_added_perplexity_tells_every_point():
-    caption = plot.added_perplexity({"a": [(4.5, 0.25), (2.5, 14.2)], "b": [(8.1, 0.004)]}, "A model").caption
+    caption = figures.added_perplexity({"a": [(4.5, 0.25), (2.5, 14.2)], "b": [(8.1, 0.004)]}, "A model").caption
     assert caption == "A model: perplexity added over true bits a weight. a: 14 at 2.5, 0.25 at 4.5; b: 0.004 at 8.1."

@@ -1,83 +1,90 @@
 """Lesson 18: the map of the library, the capstone and its score, and the toolkits' figures that it shows."""
 
+import ast
 import copy
 import dataclasses
 import json
+import pathlib
 import re
 
 import pytest
 import torch
+from matplotlib.patches import FancyBboxPatch
 
+import course
 import qlib
-from course import figures as plot
+import qlib.methods
+from course import capstone
 from course.capstone import BUDGET, best_within, in_float32, load_best, load_results, saved_bytes, store_small
-from course.exercises import trial
-from course.exercises.exercise import all_exercises, asked_for, find_exercise
+from course.exercises.exercise import asked_for, find_exercise
 from course.exercises.judge import CORRECT, INCORRECT, judge
-from course.figures.capstone import QLIB, READERS, ROOMS, direct, floors, imports_between_rooms, in_words, lessons_of
+from course.figures import lesson_18 as figures
+from course.figures.lesson_18 import (
+    arrows_needed,
+    first_sentence,
+    floors,
+    imported_rooms,
+    in_words,
+    reached_from,
+    rooms_of,
+)
 from course.models import DATA, load_code_model, load_code_tokens, perplexity
 from qlib import QLinear, Scheme, load_quantized, quantize_model
 from qlib.methods import awq_rescale
-from tests.lessons import LESSONS, ROOT
+from tests.lessons import ROOT
 from tests.small_capstone import small_task
+from tests.test_plot import assert_draws
 
 # ---------------------------------------------------------------- the map
 
 
-def test_every_room_of_the_map_is_in_qlib_and_every_module_of_qlib_on_the_map():
-    there = {path.stem for path in QLIB.glob("*.py")} | {path.parent.name for path in QLIB.glob("*/__init__.py")}
-    assert set(ROOMS) == there - {"__init__"}
+def imports():
+    return {name: set(room.imports) for name, room in rooms_of("qlib").items()}
+
+
+def test_the_rooms_are_the_modules_and_packages_and_their_sentences_those_of_the_docstrings():
+    for package in (qlib, course):
+        folder = pathlib.Path(package.__file__).parent
+        modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+        packages = {path.parent.name for path in folder.glob("*/__init__.py")}
+        assert rooms_of(package.__name__).keys() == modules | packages
+    assert rooms_of("qlib")["methods"].sentence == qlib.methods.__doc__.partition(".")[0]
+    assert first_sentence("One: 0.5 of it,\non two lines. Another.") == "One: 0.5 of it, on two lines"
 
 
 def test_the_arrows_of_the_map_are_the_imports_of_the_package():
-    imports = imports_between_rooms()
-    assert {"affine", "packing", "scheme"} == imports["tensor"]
-    assert imports["scheme"] == imports["affine"] == imports["packing"] == set()
-    assert "methods" in imports["capstone"] and "linear" in imports["methods"]
+    assert {"affine", "packing", "scheme"} <= imports()["tensor"]
+    assert imports()["scheme"] == imports()["affine"] == imports()["packing"] == set()
+    assert {"linear", "model"} <= imports()["methods"]
+    source = (
+        "import qlib.affine\nfrom qlib import hf, report\ndef f():\n    from qlib.methods.awq import a\nimport qlibs.b"
+    )
+    assert set(imported_rooms(ast.parse(source), "qlib")) == {"affine", "hf", "report", "methods"}
 
 
-def test_no_room_of_the_core_reads_from_those_on_the_roof():
-    for room, needed in imports_between_rooms().items():
-        assert room in READERS or not needed & set(READERS), room
+def test_qlib_imports_nothing_of_the_course():
+    for path in pathlib.Path(qlib.__file__).parent.rglob("*.py"):
+        assert not set(imported_rooms(ast.parse(path.read_text(encoding="utf-8")), "course")), path
 
 
-def test_each_room_stands_above_all_that_it_imports():
-    imports = {room: needed for room, needed in imports_between_rooms().items() if room not in READERS}
-    floor = floors(imports)
-    assert all(floor[room] > floor[other] for room, needed in imports.items() for other in needed)
+def test_each_room_stands_above_all_that_it_imports_but_what_imports_it_back():
+    floor = floors(imports())
+    for room, needed in imports().items():
+        assert all(floor[room] > floor[other] or room in reached_from(other, imports()) for other in needed), room
+
+
+def test_rooms_that_import_each_other_share_a_floor():
+    circle = {"ground": set(), "a": {"b", "ground"}, "b": {"c"}, "c": {"a"}, "top": {"b"}}
+    assert floors(circle) == {"ground": 0, "a": 1, "b": 1, "c": 1, "top": 2}
+    assert arrows_needed(circle) == [("a", "ground"), ("top", "b")]
 
 
 def test_arrows_that_are_there_by_way_of_another_are_left_out():
-    assert direct({"a": set(), "b": {"a"}, "c": {"a", "b"}}) == {"a": set(), "b": {"a"}, "c": {"b"}}
+    assert arrows_needed({"a": set(), "b": {"a"}, "c": {"a", "b"}}) == [("b", "a"), ("c", "b")]
 
 
-def test_the_lessons_of_a_room_exist_and_are_those_whose_exercises_are_in_it():
-    for room in ROOMS:
-        assert set(lessons_of(room, asked_for())) <= set(range(1, 19))
-    assert lessons_of("affine", asked_for()) == [3, 4, 5, 7, 8]
-    for exercise in all_exercises().values():
-        room = getattr(exercise.key, "__module__", "").split(".")[1:2]
-        if room and room[0] in ROOMS and room[0] != "course" and not exercise.key.__module__.endswith("exercise"):
-            assert int(exercise.id[:2]) in lessons_of(room[0], asked_for()), exercise.id
-
-
-def test_a_lesson_that_is_said_to_build_a_room_mentions_it():
-    built = [(room, number) for room in ROOMS for number in ROOMS[room][1]]
-    for room, number in built:
-        lesson = next(name for name in LESSONS if int(name[:2]) == number)
-        text = (ROOT / "notebooks" / lesson).read_text(encoding="utf-8")
-        names = MENTIONED.get(room, (rf"(?:qlib|course)\.{room}\b", rf"import [^\n]*\b{room}\b"))
-        assert any(re.search(name, text) for name in names), f"{room} in {lesson}"
-
-
-MENTIONED = {
-    "scheme": ("Scheme",),
-    "tensor": ("QTensor", "quantize_tensor"),
-    "linear": ("QLinear",),
-    "kinds": ("config.json", "load_quantized"),
-    "hf": ("qlib.hf",),
-    "export": ("compressed-tensors",),
-}
+def test_every_exercise_is_in_a_room_of_the_map():
+    assert asked_for().keys() <= rooms_of("qlib").keys() | rooms_of("course").keys()
 
 
 def test_runs_of_lessons_are_joined():
@@ -85,11 +92,19 @@ def test_runs_of_lessons_are_joined():
     assert in_words([]) == ""
 
 
-def test_the_map_says_each_room_with_its_lessons(tmp_path):
-    picture = plot.library_map(asked_for())
-    assert "scheme (6, 8), affine (3-5, 7, 8), packing (2, 14-16); tensor (4, 8)" in picture.caption
-    assert all(room in picture.caption for room in ROOMS)
-    picture.save(tmp_path / "picture.png")
+def test_the_map_says_each_room_with_its_lessons_and_its_words_stay_in_their_boxes(tmp_path):
+    picture = figures.library_map(asked_for())
+    assert "affine (3-5, 7, 8)" in picture.caption and "packing (2, 14-16)" in picture.caption
+    assert all(room in picture.caption for package in ("qlib", "course") for room in rooms_of(package))
+    assert_draws(picture, tmp_path / "picture.png")
+    picture.figure.draw_without_rendering()
+    (axis,) = picture.figure.axes
+    boxes = [patch.get_window_extent() for patch in axis.patches if isinstance(patch, FancyBboxPatch)]
+    words = [text.get_window_extent() for text in axis.texts if text.get_text()]
+    assert len(words) == 2 * len(boxes)
+    for place, box in enumerate(boxes):
+        for text in words[2 * place : 2 * place + 2]:
+            assert box.x0 < text.x0 and text.x1 < box.x1 and box.y0 < text.y0 and text.y1 < box.y1
 
 
 # ---------------------------------------------------------------- what an answer is held against
@@ -106,7 +121,7 @@ def test_the_best_model_is_what_its_figures_say():
 
 
 def test_the_librarys_answer_beats_rounding_clearly_and_the_best_beats_both():
-    task = trial.code_task()
+    task = capstone.code_task()
     bar, library, best = (point["perplexity"] for point in (task.rounding, task.stored["library"], task.best))
     assert task.stored["float"] < best < library < bar / 2
     assert 0.9 < task.share(library) < 1
@@ -114,7 +129,7 @@ def test_the_librarys_answer_beats_rounding_clearly_and_the_best_beats_both():
 
 
 def test_a_stored_point_of_rounding_is_measured_again():
-    task = trial.code_task()
+    task = capstone.code_task()
     point = task.rounding
     model = copy.deepcopy(task.model)
     quantize_model(model, Scheme(2, False, group_size=point["group_size"]), ignore=(), progress=False)
@@ -144,7 +159,7 @@ def test_what_is_stored_small_comes_back_and_keeps_its_tie(tmp_path):
 
 
 def attempt(answer):
-    return judge(dataclasses.replace(find_exercise("18.1"), trial=trial.Trial(small_task)), answer)
+    return judge(dataclasses.replace(find_exercise("18.1"), trial=capstone.Trial(small_task)), answer)
 
 
 def rounds_in_groups_of_32(model, tokens, budget):
@@ -156,15 +171,20 @@ def test_a_right_answer_is_told_its_score_and_drawn():
     verdict = attempt(rounds_in_groups_of_32)
     assert verdict.outcome == CORRECT
     assert re.search(r"bytes of 1,750,000, and a perplexity of 19\.", verdict.message)
-    share = 100 * trial.code_task().share(19.12)
+    share = 100 * capstone.code_task().share(19.12)
     assert f"Your score: {share:.0f}% of the way" in verdict.message
     assert "yours: 19.1" in verdict.picture.caption
 
 
+def words_for_less_than_the_best(margin):
+    value = capstone.code_task().best["perplexity"] - margin
+    result = capstone.Result(bytes=1_700_000, perplexity=value)
+    return capstone.Trial(capstone.code_task).words(result)
+
+
 def test_more_than_the_best_is_more_than_100_percent():
-    task = trial.code_task()
-    result = trial.Result(None, 1_700_000, task.best["perplexity"] - 0.1)
-    assert "101%" in trial.score_text(task, result) and "You have beaten it." in trial.score_text(task, result)
+    words = words_for_less_than_the_best(0.1)
+    assert "101%" in words and "You have beaten it." in words
 
 
 def test_the_stored_best_as_it_lies_on_the_disk_is_no_answer():
@@ -173,9 +193,7 @@ def test_the_stored_best_as_it_lies_on_the_disk_is_no_answer():
 
 
 def test_the_digits_that_a_stored_perplexity_lacks_beat_nothing():
-    task = trial.code_task()
-    result = trial.Result(None, 1_700_000, task.best["perplexity"] - 5e-5)
-    assert "You have beaten it." not in trial.score_text(task, result)
+    assert "You have beaten it." not in words_for_less_than_the_best(5e-5)
 
 
 def test_what_is_rejected_after_it_was_measured_is_drawn_too():
@@ -206,7 +224,7 @@ def test_layers_that_divide_their_input_are_judged_like_any():
 
     verdict = attempt(divides)
     assert verdict.outcome == INCORRECT and "no better than the 29.70" in verdict.message
-    assert trial.ONE_WIDTH not in verdict.message
+    assert capstone.ONE_WIDTH not in verdict.message
 
 
 def test_an_error_in_the_answer_names_the_line():
@@ -223,7 +241,7 @@ def test_an_answer_that_never_ends_is_stopped_when_its_time_is_up():
         while True:
             pass
 
-    exercise = dataclasses.replace(find_exercise("18.1"), trial=trial.Trial(small_task, limit=0.5))
+    exercise = dataclasses.replace(find_exercise("18.1"), trial=capstone.Trial(small_task, limit=0.5))
     assert "still running after 0.5 seconds" in judge(exercise, endless).message
 
 
@@ -235,29 +253,29 @@ def test_an_answer_cannot_harm_the_tasks_own_model():
 
 def test_calibrating_on_held_out_text_is_noticed_however_it_is_cut():
     read = []
-    model = trial.watched(small_task().model, read)
+    model = capstone.watched_copy(small_task().model, read)
     model(load_code_tokens(count=600)[37:421].view(-1, 128))
-    assert trial.has_read(read, small_task().forbidden)
+    assert capstone.has_read(read, small_task().forbidden)
 
 
 def test_the_calibration_text_itself_is_not_mistaken_for_the_held_out_text():
-    every = [trial.hashes(load_code_tokens("calibration", count=32768))]
-    shared = torch.isin(every[0], trial.hashes(small_task().forbidden)).sum().item()
-    assert 0 < shared < trial.SHARED / 2
-    assert not trial.has_read(every, small_task().forbidden)
-    assert not trial.has_read([], small_task().forbidden)
+    every = [capstone.hashes(load_code_tokens("calibration", count=32768))]
+    shared = torch.isin(every[0], capstone.hashes(small_task().forbidden)).sum().item()
+    assert 0 < shared < capstone.SHARED / 2
+    assert not capstone.has_read(every, small_task().forbidden)
+    assert not capstone.has_read([], small_task().forbidden)
 
 
 # ---------------------------------------------------------------- pictures and figures
 
 
 def test_the_curve_says_the_bar_the_budget_and_every_mark(tmp_path):
-    picture = plot.budget_curve(load_results(), BUDGET, {"bytes": 1_700_000, "perplexity": 12.345})
+    picture = figures.budget_curve(load_results(), BUDGET, {"bytes": 1_700_000, "perplexity": 12.345})
     assert "a budget of 1,750,000 bytes" in picture.caption
     assert "round-to-nearest, 2 bits, groups of 112: 29.70" in picture.caption
     assert "yours: 12.3" in picture.caption
-    picture.save(tmp_path / "picture.png")
-    assert "yours" not in plot.budget_curve(load_results(), BUDGET).caption
+    assert_draws(picture, tmp_path / "picture.png")
+    assert "yours" not in figures.budget_curve(load_results(), BUDGET).caption
 
 
 def test_the_toolkits_figures_are_whole():

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from qlib import pack, unpack
-from qlib.packing import LAYOUTS, pack_loop, pack_words, unpack_loop, unpack_words
+from qlib.export import LAYOUTS, pack_words, unpack_words
+from qlib.packing import pack_loop, unpack_loop
 from tests.strategies import examples
 
 BITS = st.integers(1, 8)

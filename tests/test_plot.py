@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from course.figures import Picture, curve, heatmaps, histogram, new_figure, significant
-from course.figures.matrices import LARGEST_GRID
-from course.figures.picture import ERRORS, VALUES
 from qlib import Scheme, quantize_tensor
+from qlib.plot import (
+    ERRORS,
+    LARGEST_GRID,
+    VALUES,
+    Picture,
+    curve,
+    heatmaps,
+    histogram,
+    line_styles,
+    new_figure,
+    significant,
+)
 
 PANELS = ["Original", "Quantized", "Dequantized", "Error"]
 T = torch.tensor([[191.6, -13.5, 728.6], [92.14, 295.5, -184.0], [0.0, 684.6, 245.5]])
@@ -260,6 +269,18 @@ def test_a_curve_says_its_points_from_left_to_right(tmp_path):
 def test_a_curve_of_many_points_says_its_ends_its_lowest_and_its_highest():
     points = [(x, (x - 3) ** 2) for x in range(12)]
     assert "from 9 at 0 to 64 at 11, lowest 0 at 3, highest 64 at 11." in curve({"": points}, "t", "x", "y").caption
+
+
+def test_no_two_lines_look_alike_and_a_line_too_many_is_refused():
+    curve({f"{n}": [(n, 1.0)] for n in range(16)}, "t", "x", "y")
+    assert len({str(style) for style in line_styles(16)}) == 16
+    with pytest.raises(ValueError, match="17 lines in one picture: only 16 can be told from each other"):
+        curve({f"{n}": [(n, 1.0)] for n in range(17)}, "t", "x", "y")
+
+
+def test_a_histogram_of_many_groups_draws_them_all():
+    picture = histogram({f"{n}": torch.full((n + 1,), float(n)) for n in range(12)}, "Groups", "value")
+    assert sum(patch.get_height() for patch in picture.figure.axes[0].patches) == sum(range(1, 13))
 
 
 def test_a_curve_is_logarithmic_when_asked():

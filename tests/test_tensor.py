@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import qlib.tensor
+import qlib.kernels.quantize
 from qlib import QTensor, Scheme, choose_qparams, pack, quant_range, quantize, quantize_tensor
 from qlib.affine import expand_groups
 from tests.strategies import GRANULARITIES, at_each, schemes, tensors
@@ -35,7 +35,7 @@ def test_dequantizing_some_rows_at_a_time_gives_the_same(tensor, scheme):
     qtensor = quantize_tensor(tensor, scheme)
     at_once = qtensor.dequantize()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(qlib.tensor, "BLOCK_SIZE", 2 * max(1, tensor.shape[1:].numel()))
+        patch.setattr(qlib.kernels.quantize, "BLOCK_SIZE", 2 * max(1, tensor.shape[1:].numel()))
         assert torch.equal(qtensor.dequantize(), at_once)
 
 
@@ -252,7 +252,7 @@ def test_blocks_of_rows_give_to_the_bit_what_the_whole_gives(tensor, scheme, blo
     columns = (expand_groups(qparam, tensor, scheme.group_size) for qparam in (scale, zero_point))
     codes = quantize(tensor, *columns, scheme.bits).to(torch.int16) - quant_range(scheme.bits)[0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(qlib.tensor, "BLOCK_SIZE", block_size)
+        patch.setattr(qlib.kernels.quantize, "BLOCK_SIZE", block_size)
         qtensor = quantize_tensor(tensor, scheme)
     assert torch.equal(qtensor.packed, pack(codes, scheme.bits))
     assert torch.equal(qtensor.scale, scale) and torch.equal(qtensor.zero_point, zero_point)

@@ -36,7 +36,7 @@ def show_card(mark, title, message):
 
 
 def show_picture(picture):
-    """Put a course.figures.Picture on the page; outside a notebook, print its caption."""
+    """Put a qlib.plot.Picture on the page; outside a notebook, print its caption."""
     put_on_page(picture)
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from qlib import QTensor, Scheme, quant_range
-from qlib.methods.llm_int8 import integer_part
+from qlib.linear import integer_part
 
 
 def mixed_matmul_of_two_products(x, qtensor, threshold):
@@ -43,7 +43,7 @@ def smoothing_scale_by_logarithms(weights, x, alpha=0.5):
     return scale
 
 
-def smoothing_scale_channel_by_channel(weights, x, alpha):
+def smoothing_scale_channel_by_channel(weights, x, alpha=0.5):
     scales = []
     for channel in range(x.shape[1]):
         reach = x[:, channel].abs().max().item()

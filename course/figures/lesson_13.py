@@ -1,4 +1,4 @@
-"""Pictures of what a checkpoint is made of, and of the memory that it takes to load one."""
+"""What lesson 13 draws: a checkpoint byte by byte, and the memory that it takes to load one."""
 
 import json
 import pathlib
@@ -6,8 +6,12 @@ import pathlib
 import seaborn
 from matplotlib.patches import Rectangle
 
-from course.figures.picture import Picture, new_figure
+from course.figures.picture import lengths_of, row_labels
+from qlib.plot import Picture, new_figure
 from qlib.report import in_units
+
+__all__ = ["peak_bars", "safetensors_bytes"]
+
 
 WIDE = 16  # bytes in a row of `safetensors_bytes`
 
@@ -59,7 +63,7 @@ def peak_bars(peaks, files, title):
 
     Args:
         peaks: {way: bytes}, from the worst to the best.
-        files: {label: bytes}, drawn as lines.
+        files: {label: bytes}, two at most, drawn as lines.
         title: words over the picture.
 
     Returns:
@@ -70,17 +74,18 @@ def peak_bars(peaks, files, title):
     for place, nbytes in enumerate(peaks.values()):
         axis.barh(place, nbytes / 1e6, color=palette[0], height=0.6)
         axis.annotate(in_units(nbytes), (nbytes / 1e6, place), (5, 0), textcoords="offset points", va="center")
-    for (label, nbytes), colour, style in zip(files.items(), (palette[3], palette[2]), ("--", ":"), strict=False):
+    looks = [(palette[3], "--"), (palette[2], ":")][: len(files)]
+    for (label, nbytes), (colour, style) in zip(files.items(), looks, strict=True):
         axis.axvline(nbytes / 1e6, color=colour, linestyle=style, label=f"{label}, {in_units(nbytes)}")
     axis.set(yticks=range(len(peaks)), yticklabels=list(peaks), ylim=(len(peaks) - 0.5, -0.6), xlabel="MB", title=title)
     axis.margins(x=0.15)
     axis.legend(frameon=False, loc="lower right", fontsize=9)
-    order = "From" if list(peaks.values()) == sorted(peaks.values(), reverse=True) else "NOT from"
-    less = "less" if min(peaks.values()) < max(peaks.values()) / 4 else "NOT less"
-    sizes = " and ".join(f"{label} of {in_units(nbytes)}" for label, nbytes in files.items())
-    ways = "; ".join(" ".join(way.split()) for way in peaks)
+    held, ways = lengths_of(axis), row_labels(axis)
+    order = "From" if held == sorted(held, reverse=True) else "NOT from"
+    verdict = "less" if min(held) < max(held) / 4 else "NOT less"
+    sizes = " and ".join(" of ".join(line.get_label().rsplit(", ", 1)) for line in axis.lines)
     return Picture(
         figure,
-        f"{title}; {len(peaks)} ways, measured anew at every run, with {sizes}. {order} the most to "
-        f"the least: {ways}. The least is {less} than a quarter of the most.",
+        f"{title}; {len(ways)} ways, measured anew at every run, with {sizes}. {order} the most to "
+        f"the least: {'; '.join(ways)}. The least is {verdict} than a quarter of the most.",
     )

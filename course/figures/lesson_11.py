@@ -1,4 +1,4 @@
-"""Pictures of models: the tree of their modules, a box each, coloured by what it is."""
+"""What lesson 11 draws: models as trees of modules, a box each, coloured by what it is."""
 
 from collections import Counter
 
@@ -6,9 +6,12 @@ import seaborn
 import torch
 from matplotlib.patches import Rectangle
 
-from course.figures.picture import Picture, new_figure
 from qlib.model import is_linear, tensors_of
+from qlib.plot import Picture, new_figure
 from qlib.report import in_units, state_dict_bytes
+
+__all__ = ["module_trees"]
+
 
 SMALL_INTEGERS = {torch.int8, torch.uint8}
 

@@ -1,13 +1,15 @@
-"""Pictures of weights on their way out of packed bytes, and of what that costs: bytes moved, and time."""
+"""What lesson 16 draws: weights on their way out of packed bytes, and what that costs: bytes moved, and time."""
 
 import seaborn
-from matplotlib.patches import Rectangle
 
-from course.figures.bits import COLOURS, Bits, draw_boxes
-from course.figures.picture import BLANK, Picture, new_figure, significant
+from course.figures.picture import row_labels, rows_of_words, words_of
+from course.figures.shared import BLANK, COLOURS, PALE, Bits, Completions, bit_rows, draw_boxes, draw_cell
 from qlib.affine import expand_groups, quant_range
 from qlib.packing import unpack
+from qlib.plot import Picture, new_figure, significant
 from qlib.report import in_units
+
+__all__ = ["Bits", "Completions", "bit_rows", "speed_bars", "traffic_bars", "unpack_grid", "unpacked_row"]
 
 
 def unpack_grid(packed, bits):
@@ -22,7 +24,7 @@ def unpack_grid(packed, bits):
     """
     shifts, mask = range(0, 8, bits), 2**bits - 1
     figure, axis = new_figure(8, 0.7 + 0.55 * len(packed))
-    gap, parts = 2.2, []
+    gap = 2.2
     for row, octet in enumerate(packed):
         owners = tuple(row * len(shifts) + place // bits for place in range(8))
         byte = Bits(octet, owners)
@@ -35,12 +37,13 @@ def unpack_grid(packed, bits):
             axis.text(left + bits + 0.3, row * 1.5 + 0.37, f"= {kept.number}", va="center", fontsize=10)
             if not row:
                 axis.text(left + bits / 2, -0.25, f">> {shift} & {mask}", ha="center", va="bottom", fontsize=9)
-        parts.append(f"{octet}: {', '.join(str(octet >> shift & mask) for shift in shifts)}")
     right = 8 + gap + len(shifts) * (bits + gap + 1.2)
     axis.set(xlim=(-2.2, right), ylim=(1.5 * len(packed) - 0.5, -1.1), aspect="equal")
     axis.axis("off")
-    values = [str(octet >> shift & mask) for octet in packed for shift in shifts]
-    words = "; ".join(parts)
+    _, *rows = rows_of_words(axis)  # over the rows stands what is done to the bytes
+    kept = [[words.removeprefix("= ") for words in row if words.startswith("= ")] for row in rows]
+    words = "; ".join(f"{octet}: {', '.join(values)}" for octet, values in zip(packed, kept, strict=True))
+    values = [value for row in kept for value in row]
     return Picture(
         figure,
         f"Each byte shifted by {', '.join(map(str, shifts))} and masked with {mask}. {words}. "
@@ -64,8 +67,8 @@ def unpacked_row(packed, scale, zero_point, bits, group_size, x):
     inputs, qmin = len(x), quant_range(bits)[0]
     codes = unpack(packed, bits, inputs)
     values = codes.to(int) + qmin
-    spread_scale, spread_zero = (expand_groups(part[None], values[None], group_size)[0] for part in (scale, zero_point))
-    weights = spread_scale * (values - spread_zero)
+    scales, zero_points = (expand_groups(part[None], values[None], group_size)[0] for part in (scale, zero_point))
+    weights = scales * (values - zero_points)
     products = weights * x
     shift = f"- {-qmin}" if qmin < 0 else ""
     rows = {
@@ -76,36 +79,31 @@ def unpacked_row(packed, scale, zero_point, bits, group_size, x):
         "weight × input": products,
     }
     figure, axis = new_figure(9, 4.1)
+
+    def box(left, top, words, colour, width=1):
+        draw_cell(axis, left + 0.03, top, words, colour, width - 0.06, 0.8, fontsize=9)
+
     for index, octet in enumerate(packed.tolist()):
-        draw_box(axis, index * 8 / bits, 0, 8 / bits, f"byte {octet}", (0.75, 0.75, 0.75))
+        box(index * 8 / bits, 0, f"byte {octet}", PALE, 8 / bits)
     for row, (label, numbers) in enumerate(rows.items(), 1):
         axis.text(-0.25, row * 1.15 + 0.4, label, ha="right", va="center")
         for column, number in enumerate(numbers.tolist()):
-            colour = (0.75, 0.75, 0.75) if label == "input" else COLOURS[column // group_size]
-            draw_box(axis, column, row * 1.15, 1, significant(number), colour)
+            colour = PALE if label == "input" else COLOURS[column // group_size]
+            box(column, row * 1.15, significant(number), colour)
     axis.text(-0.25, 0.4, "packed", ha="right", va="center")
     for group, (s, z) in enumerate(zip(scale.tolist(), zero_point.tolist(), strict=True)):
         middle = (group * group_size + min((group + 1) * group_size, inputs)) / 2
         axis.text(middle, 6.95, f"s = {significant(s)}, z = {z}", ha="center", va="top", color=COLOURS[group])
-    total = products.sum().item()
-    axis.text(inputs + 0.2, 5 * 1.15 + 0.4, f"sum = {significant(total)}", va="center")
+    axis.text(inputs + 0.2, 5 * 1.15 + 0.4, f"sum = {significant(products.sum().item())}", va="center")
     axis.set(xlim=(-3.2, inputs + 2.2), ylim=(7.6, -0.15), aspect="equal")
     axis.axis("off")
-    told = "; ".join(
-        f"{label.replace(':', ',')}: {', '.join(map(significant, numbers.tolist()))}" for label, numbers in rows.items()
-    )
+    _, *drawn, _ = rows_of_words(axis)  # between the bytes and the groups' scales
+    total = drawn[-1].pop().removeprefix("sum = ")
+    told = "; ".join(f"{label.replace(':', ',')}: {', '.join(numbers)}" for label, *numbers in drawn)
     return Picture(
         figure,
-        f"One output of {inputs} inputs in {len(scale)} groups, from {packed.nbytes} bytes: {told}. "
-        f"Sum: {significant(total)}.",
+        f"One output of {inputs} inputs in {len(scale)} groups, from {packed.nbytes} bytes: {told}. Sum: {total}.",
     )
-
-
-def draw_box(axis, left, top, width, words, colour):
-    """A box of height 0.8 with words in it."""
-    face = (*colour[:3], 0.45)
-    axis.add_patch(Rectangle((left + 0.03, top), width - 0.06, 0.8, facecolor=face, edgecolor="white"))
-    axis.text(left + width / 2, top + 0.4, words, ha="center", va="center", fontsize=9)
 
 
 def traffic_bars(ways, title):
@@ -120,19 +118,18 @@ def traffic_bars(ways, title):
     """
     blue, orange = seaborn.color_palette("colorblind")[:2]
     figure, axis = new_figure(8, 1 + 0.62 * len(ways))
-    parts = []
-    for row, (label, moved) in enumerate(ways.items()):
+    for row, moved in enumerate(ways.values()):
         for offset, (kind, colour) in zip((-0.19, 0.19), (("read", blue), ("written", orange)), strict=True):
             nbytes = moved[kind]
             axis.barh(row + offset, nbytes, height=0.36, color=colour, label=None if row else kind)
             axis.annotate(in_units(nbytes), (nbytes, row + offset), (4, 0), textcoords="offset points", va="center")
-        flat = " ".join(label.split())
-        parts.append(f"{flat}: {in_units(moved['read'])} read, {in_units(moved['written'])} written")
     axis.set(xscale="log", yticks=range(len(ways)), yticklabels=list(ways), ylim=(len(ways) - 0.4, -0.6))
     axis.set(title=title, xlabel="bytes, each step to the right ten times as many")
     axis.margins(x=0.12)
     axis.legend(frameon=False, loc="lower right")
-    return Picture(figure, f"{title}. {'; '.join(parts)}.")
+    sizes = words_of(axis)
+    drawn = zip(row_labels(axis), sizes[::2], sizes[1::2], strict=True)
+    return Picture(figure, f"{title}. {'; '.join(f'{way}: {read} read, {put} written' for way, read, put in drawn)}.")
 
 
 def speed_bars(seconds, title):
@@ -161,7 +158,6 @@ def speed_bars(seconds, title):
     axis.set(yticks=range(len(seconds)), yticklabels=list(seconds), ylim=(len(seconds) - 0.5, -0.6), title=title)
     axis.set_xlabel("times as fast as the first, here and now")
     axis.margins(x=0.25)
-    ways = "; ".join(" ".join(way.split()) for way in seconds)
-    return Picture(
-        figure, f"{title}: {len(seconds)} ways, timed in turn and anew at every run, so not compared: {ways}."
-    )
+    ways = row_labels(axis)
+    how = "timed in turn and anew at every run, so not compared"
+    return Picture(figure, f"{title}: {len(ways)} ways, {how}: {'; '.join(ways)}.")
