@@ -1,5 +1,6 @@
-"""What all tests run under: one thread, the same examples each time, no window, and no network."""
+"""What all tests run under: one thread, the same examples each time, no window, and no network; and what they took."""
 
+import collections
 import os
 
 # Before anything imports huggingface_hub, which reads this once.
@@ -35,3 +36,31 @@ def no_network():
         for owner, name, guarded in guarded_functions(fail):
             patch.setattr(owner, name, guarded)
         yield
+
+
+# ---------------------------------------------------------------- where the time goes
+
+
+def part_of(test):
+    """The part of `make test` that a test, given by its id, belongs to."""
+    file, _, name = test.partition("::")
+    if file.endswith(".ipynb"):
+        return "notebooks"
+    if name.startswith("test_solved_"):
+        return "solved notebooks"
+    return "exercises" if file.endswith("test_exercises.py") else "unit tests"
+
+
+def seconds_by_part(reports):
+    seconds = collections.Counter()
+    for report in reports:
+        seconds[part_of(report.nodeid)] += report.duration
+    return seconds
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One line of the seconds by part, with those of all processes added up."""
+    reports = [report for group in terminalreporter.stats.values() for report in group if hasattr(report, "duration")]
+    parts = [f"{part} {seconds:.0f}" for part, seconds in seconds_by_part(reports).most_common()]
+    if parts:
+        terminalreporter.write_line(f"Seconds by part, all processes together: {', '.join(parts)}")

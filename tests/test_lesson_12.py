@@ -1,6 +1,7 @@
 """What lesson 12 says holds: the three models at each width, the scan, what is left out, and the lesson's pictures."""
 
 import copy
+import functools
 
 import hypothesis
 import hypothesis.strategies as st
@@ -118,6 +119,7 @@ def test_8_bits_are_free_4_bits_want_finer_scales_and_2_bits_a_zero_point_and_gr
     model, tokens = writer
     base = perplexity(model, tokens)
 
+    @functools.cache
     def ratio(*arguments, **options):
         return perplexity(quantized(model, Scheme(*arguments, **options))[0], tokens) / base
 

@@ -42,3 +42,18 @@ def test_the_pictures_it_shows_are_there():
     pictures = re.findall(r"!\[.+?\]\((\S+)\)", README)
     assert pictures
     assert all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_it_says_where_each_module_of_both_packages_is():
+    for package in ("qlib", "course"):
+        listed = re.search(rf"^{package}/ .*\n((?:  \S.*\n)+)", README, re.M)[1]
+        modules = [path.name for path in (ROOT / package).glob("[!_]*.py")]
+        modules += [f"{path.parent.name}/" for path in (ROOT / package).glob("*/__init__.py")]
+        assert sorted(re.findall(r"^  (\S+)", listed, re.M)) == sorted(modules)
+
+
+def test_the_files_and_folders_that_it_names_are_there():
+    named = re.findall(r"`((?:course|tests|scripts|data|notebooks|bench|\.ci)/[\w./]*)`", README)
+    assert len(named) > 5
+    for name in named:
+        assert list(ROOT.glob(name.replace("NN", "03"))), name

@@ -14,6 +14,7 @@ import time
 import tomllib
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import packaging.markers
@@ -21,6 +22,8 @@ import packaging.utils
 import pytest
 from jupyter_client import BlockingKernelClient
 from jupyterlab_server.config import get_page_config
+
+from tests.conftest import seconds_by_part
 
 ROOT = Path(__file__).parents[1]
 SET_UP_FILES = [
@@ -93,6 +96,23 @@ def test_a_lesson_that_is_not_there_is_named():
     result = make("-n", "test", "NB=99")
     assert result.returncode != 0
     assert "There is no lesson 99 in notebooks" in result.stderr
+
+
+def test_make_test_adds_up_the_seconds_of_its_parts():
+    took = {
+        "tests/test_affine.py::test_lessons": 1.0,
+        "tests/test_linear.py::test_solved[notebooks]": 0.5,
+        "tests/test_exercises.py::test_hints[03.1]": 2.0,
+        "tests/test_notebooks.py::test_solved_every_check_is_correct[03.ipynb]": 4.0,
+        "notebooks/03_quantize.ipynb::Cell 2": 8.0,
+    }
+    reports = [SimpleNamespace(nodeid=test, duration=seconds) for test, seconds in took.items()]
+    assert seconds_by_part(reports) == {
+        "unit tests": 1.5,
+        "exercises": 2,
+        "solved notebooks": 4,
+        "notebooks": 8,
+    }
 
 
 def test_scripts_can_be_executed():
