@@ -7,8 +7,9 @@ qtensor.dequantize(), qtensor.nbytes, qtensor.bits_per_weight
 """
 
 from qlib.affine import choose_qparams, dequantize, quant_range, quantize
-from qlib.checkpoint import load_quantized, load_tensors, quantize_checkpoint, save_quantized, save_tensors
-from qlib.linear import QLinear
+from qlib.checkpoint import load_quantized, quantize_checkpoint, save_quantized
+from qlib.files import load_tensors, save_tensors
+from qlib.linear import QEmbedding, QLinear
 from qlib.model import quantize_model, replace_linear
 from qlib.packing import pack, unpack
 from qlib.scheme import FP8, INT2, INT4, INT8, MXFP4, NF4, NVFP4, Scheme
@@ -24,6 +25,7 @@ __all__ = [
     "MXFP4",
     "NF4",
     "NVFP4",
+    "QEmbedding",
     "QLinear",
     "QTensor",
     "Scheme",

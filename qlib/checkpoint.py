@@ -1,143 +1,126 @@
-"""Quantized tensors and models on disk: safetensors, written whole or not at all, read without unpickling anything.
+"""Quantized models on disk, in a folder laid out as the Hugging Face Hub has it: saved, loaded, and made.
 
-`save_tensors` and `load_tensors` keep single tensors in one file. `save_quantized` and `load_quantized` keep a model in
-a folder laid out as the Hugging Face Hub has it, and `quantize_checkpoint` turns such a folder into a quantized one
-without ever holding the model.
+`save_quantized` and `load_quantized` keep a model; `quantize_checkpoint` turns a checkpoint into a quantized one
+without ever holding the model. config.json says of each quantized layer what it takes to build it without a file.
 """
 
-import contextlib
-import dataclasses
+import functools
 import json
-import math
-import os
 import pathlib
-import shutil
-import struct
 import warnings
 
-import safetensors
 import safetensors.torch
 import torch
 
 from qlib.console import progress_bar
-from qlib.kinds import empty_layers, entries_of, entry_of, quantizer_for
-from qlib.linear import is_conv1d, weight_of
-from qlib.model import choose_layers, empty_layer, places_of, replace_layers, still_on_meta
+from qlib.files import (
+    CONFIG,
+    INDEX,
+    PICKLES,
+    PLAN,
+    begun_folder,
+    copy_missing,
+    file_header,
+    folder_in_one_piece,
+    put_in_place,
+    read_json,
+    read_tensor,
+    unique_tensors,
+    weight_files,
+    whole_folder,
+    write_json,
+    written_file,
+)
+from qlib.linear import QEmbedding, QLinear, is_conv1d, weight_of
+from qlib.methods.rescale import DividedInput
+from qlib.model import choose_layers, empty_layer, places_of, replace, still_on_meta
 from qlib.scheme import Scheme
-from qlib.tensor import QTensor, plain_tensors
+from qlib.tensor import quantize_tensor
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how torch.save and pickle begin
-PLAN = "plan.json"  # in an unfinished folder: what it is going to be
 METHOD = "qlib"  # what config.json calls the way a model was quantized
-READS = "qlib reads safetensors alone"
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-CODE_OF = {dtype: code for code, dtype in DTYPES.items()}
+
+# The layers that quantizing leaves in a model, by what their entries in config.json call their kind.
+KINDS = {"qlinear": QLinear, "embedding": QEmbedding, "divided_input": DividedInput}
+PLAIN = "qlinear"  # by far the most frequent kind, which an entry need not name
+QUANTIZED = tuple(KINDS.values())
+# Parts of an NF4 weight, as they were called in checkpoints of qlib's first version.
+OLD_PARTS = {"absmax": "scale", "absmax_scale": "scale_scale", "absmax_mean": "scale_mean"}
+
+# ---------------------------------------------------------------- from a layer to its entry, and back
 
 
-def save_tensors(tensors, path):
-    """Write {name: tensor or QTensor} to one safetensors file. A QTensor's integers are written packed.
+def entries_of(model):
+    """{name of a layer: what config.json says of it}, of all quantized layers of a model.
 
-    The file is written under a temporary name and then renamed, so that an interrupted save leaves an older file
-    whole. A tensor that has two names is stored once, and comes back as one tensor with two names; a view of part
-    of another tensor is stored on its own.
+    A layer that shares the packed weight of one before it says so: "shares" is the other's name.
+    """
+    entries, holders = {}, {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, QUANTIZED):
+            kind = next(kind for kind, layer_class in KINDS.items() if isinstance(layer, layer_class))
+            entries[name] = ({} if kind == PLAIN else {"kind": kind}) | layer.settings()
+            packed = getattr(layer, "packed", None)
+            if packed is not None and packed.numel() and holders.setdefault(id(packed), name) != name:
+                entries[name]["shares"] = holders[id(packed)]
+    return entries
+
+
+def put_empty_layers(model, entries, origin):
+    """Put an empty layer, for a file to fill, in the place of each float one that has an entry, in place.
 
     Args:
-        tensors: {name: torch.Tensor or QTensor}.
-        path: the file; its folder is made if need be.
+        model: a float model, which may be on the meta device.
+        entries: {name of a layer: its entry}; those of qlib's first version will do.
+        origin: what error messages call the place where they stand.
 
     Raises:
-        ValueError: two tensors would be stored under one key, such as a plain "w.packed" beside a QTensor "w".
+        ValueError: an entry is of an unknown kind, makes no sense, or does not fit the model; the message names
+            `origin` and the layer.
     """
-    path = pathlib.Path(path)
-    quantized = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, QTensor)}
-    schemes = {name: dataclasses.asdict(qtensor.scheme) for name, qtensor in quantized.items()}
-    shapes = {name: list(qtensor.shape) for name, qtensor in quantized.items()}
-    stored, ties = unique_tensors(plain_tensors(tensors))
-    header = {key: json.dumps(value) for key, value in (("schemes", schemes), ("shapes", shapes), ("ties", ties))}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + f".{os.getpid()}.unfinished")
+    makers, name = {}, "layers"
     try:
-        safetensors.torch.save_file(stored, unfinished, metadata={"format": "pt", **header})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def unique_tensors(named):
-    """Split pairs (key, tensor) into ({key: tensor} to store, {other key: key that is the same tensor}).
-
-    Raises:
-        ValueError: two tensors have one key.
-    """
-    stored, ties, seen, storages = {}, {}, {}, set()
-    for key, tensor in named:
-        if key in stored or key in ties:
-            raise ValueError(f"two tensors would be stored as {key!r}; give the plain one another name")
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if place in seen and tensor.numel():
-            ties[key] = seen[place]
-            continue
-        # safetensors refuses tensors that share memory, so a view of a storage that is in already is copied.
-        storage = tensor.untyped_storage().data_ptr()
-        own = tensor.detach().clone() if storage in storages else tensor.detach()
-        stored[key] = own.contiguous()
-        seen[place] = key
-        storages.add(storage)
-    return stored, ties
-
-
-def load_tensors(path):
-    """Read what `save_tensors` wrote: {name: tensor or QTensor}.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is cut off or foreign, or a part is missing or has another shape than its QTensor;
-            the message names the file and the part.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path.name} is not a whole safetensors file: {error}") from None
-    if "schemes" not in header:
-        raise ValueError(f"{path.name} was not written by qlib: its header lacks 'schemes'")
-    tensors, name = {}, "header"
-    try:
-        schemes, shapes, ties = (json.loads(header[key]) for key in ("schemes", "shapes", "ties"))
-        stored |= {key: stored[tied] for key, tied in ties.items()}
-        for name, scheme in schemes.items():
-            scheme = Scheme(**scheme)
-            tensors[name] = QTensor.from_packed(
-                stored.pop(f"{name}.packed"),
-                stored.pop(f"{name}.scale"),
-                torch.tensor(0, dtype=torch.int8) if scheme.symmetric else stored.pop(f"{name}.zero_point"),
-                scheme,
-                shapes[name],
-            )
+        for name, entry in entries.items():
+            settings = current_entry(entry)
+            kind, shares = settings.pop("kind", PLAIN), settings.pop("shares", None)
+            if kind not in KINDS:
+                raise ValueError(f"its kind is {kind!r}, which this qlib does not know; it knows {', '.join(KINDS)}")
+            makers[name] = functools.partial(KINDS[kind].empty, **settings), shares
+            makers[name][0](float_layer(kind), name)  # before anything is touched: do the settings make sense?
     except KeyError as missing:
-        raise ValueError(f"{path.name} lacks {missing}") from None
-    except (AttributeError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{path.name}: {name}: {error}") from None
-    return tensors | stored
+        raise ValueError(f"{origin}: layer {name!r}: its entry lacks {missing}") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{origin}: layer {name!r}: {error}") from None
+    try:
+        for name, (empty, _) in makers.items():
+            layer = model.get_submodule(name)
+            replace(model, {name: empty(layer, name).train(layer.training)})
+        for name, (_, shares) in makers.items():
+            if shares is not None:
+                share_weight(model, name, shares)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{origin} does not fit the model: {error}") from None
+
+
+def float_layer(kind):
+    """A layer such as one of this kind takes the place of, on the meta device."""
+    return torch.nn.Embedding(1, 1, device="meta") if kind == "embedding" else torch.nn.Linear(1, 1, device="meta")
+
+
+def share_weight(model, name, other):
+    """Let a quantized layer hold the very tensors that make up the weight of another."""
+    model.get_submodule(name).qtensor = model.get_submodule(other).qtensor
+
+
+def current_entry(entry):
+    """An entry as this version writes it."""
+    entry = dict(entry)
+    if entry.get("kind") == "nf4":
+        scales = "double" if entry["double"] else "float32"
+        return {"bits": 4, "group_size": entry["block_size"], "grid": "nf4", "scales": scales}
+    if entry.get("kind") == "llm_int8":
+        del entry["kind"]
+        return entry | {"activation_bits": 8, "outlier_threshold": entry.pop("threshold")}
+    return entry
 
 
 # ---------------------------------------------------------------- a model in a folder
@@ -201,13 +184,10 @@ def load_quantized(folder, model=None):
     """
     folder = whole_folder(folder)
     config = read_json(folder / CONFIG)
-    empties = empty_layers(layers_in(config, folder), folder / CONFIG)
+    entries = layers_in(config, folder)
     headers = {path: file_header(path) for path in weight_files(folder)}
     model = empty_model(folder, config) if model is None else model
-    try:
-        replace_layers(model, empties)
-    except (AttributeError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG} does not fit the model: {error}") from None
+    put_empty_layers(model, entries, folder / CONFIG)
     fill(model, headers, folder)
     on_meta = still_on_meta(model)
     if on_meta:
@@ -231,7 +211,7 @@ def config_of(model):
 
 
 def layers_in(config, folder):
-    """{name of a layer: its entry} from what config.json says; see `qlib.kinds`."""
+    """{name of a layer: its entry} from what config.json says."""
     path = folder / CONFIG
     quantization = config.get("quantization_config")
     if not isinstance(quantization, dict) or quantization.get("quant_method") != METHOD:
@@ -342,8 +322,9 @@ def names_in_model(model, keys):
     of a mixture, keeps its key.
     """
     places = model.state_dict()
+    current = {key: with_current_part(key) for key in keys}
     if not hasattr(model, "base_model_prefix"):
-        return {key: key for key in keys if key in places}
+        return {key: name for key, name in current.items() if name in places}
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, rename_source_key
 
@@ -351,13 +332,19 @@ def names_in_model(model, keys):
     renamings = [rule for rule in rules if not isinstance(rule, WeightConverter)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     names = {}
-    for key in keys:
-        name, converter = rename_source_key(key, renamings, converters, model.base_model_prefix, places)
-        if key in places or converter is not None:
-            names[key] = key
+    for key, current_key in current.items():
+        name, converter = rename_source_key(current_key, renamings, converters, model.base_model_prefix, places)
+        if current_key in places or converter is not None:
+            names[key] = current_key
         elif name in places:
             names[key] = name
     return names
+
+
+def with_current_part(key):
+    """The name of a tensor with the name that its part has now: "w.absmax", of NF4 weights, is "w.scale"."""
+    layer, dot, part = key.rpartition(".")
+    return f"{layer}{dot}{OLD_PARTS.get(part, part)}"
 
 
 # ---------------------------------------------------------------- a checkpoint, tensor by tensor
@@ -375,7 +362,7 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
     Args:
         source: a folder with config.json and the weights in safetensors files.
         folder: where to; it must not be `source`.
-        scheme: a Scheme, for rounding, or an NF4 (qlib.methods). What else there is of methods wants the model itself.
+        scheme: a Scheme, for rounding. The methods beyond it want the model itself.
         ignore: as for `quantize_model`.
 
     Returns:
@@ -388,7 +375,8 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
     source, folder = pathlib.Path(source), pathlib.Path(folder)
     if source.resolve() == folder.resolve():
         raise ValueError(f"{folder} is the checkpoint itself; write the quantized one to another folder")
-    _, layer_class = quantizer_for(scheme)
+    if not isinstance(scheme, Scheme):
+        raise TypeError(f"scheme must be a qlib.Scheme, such as Scheme(bits=8), not {scheme!r}")
     config = read_json(source / CONFIG)
     if "quantization_config" in config:
         raise ValueError(f"{source / CONFIG} says that this checkpoint is quantized already")
@@ -405,7 +393,7 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
         )
     check_weights(source, headers, names, layers)
 
-    entries = {name: entry_of(empty_layer(layer_class, scheme, model.get_submodule(name), name)) for name in chosen}
+    entries = {name: empty_layer(model.get_submodule(name), name, scheme).settings() for name in chosen}
     method = {"quant_method": METHOD, "layers": entries}
     new = begun_folder(folder, {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in headers} | method)
     weight_map = {}
@@ -450,13 +438,12 @@ def planned_tensors(name, stored, layers, scheme):
         name: its name in the model.
         stored: its (dtype, shape) in the checkpoint.
         layers: {name of a weight to quantize: its layer, on the meta device}.
-        scheme: a Scheme or an NF4.
+        scheme: a Scheme.
     """
     if name not in layers:
         return {name: stored}
     outputs, inputs = weight_of(layers[name], name).shape
-    _, layer_class = quantizer_for(scheme)
-    parts = layer_class(inputs, outputs, scheme, bias=False, device="meta").state_dict()
+    parts = QLinear(inputs, outputs, scheme, bias=False, device="meta").state_dict()
     return {
         f"{name.removesuffix('weight')}{part}": (tensor.dtype, tuple(tensor.shape)) for part, tensor in parts.items()
     }
@@ -478,190 +465,5 @@ def parts_of(name, tensor, layer, scheme, origin):
     """{name: tensor} to be written in the place of one tensor: itself, or a QTensor's parts if there is a `layer`."""
     if layer is None:
         return {name: tensor}
-    quantize, _ = quantizer_for(scheme)
-    qtensor = quantize(tensor.T if is_conv1d(layer) else tensor, scheme, origin)
+    qtensor = quantize_tensor(tensor.T if is_conv1d(layer) else tensor, scheme, origin)
     return {f"{name.removesuffix('weight')}{part}": values for part, values in qtensor.parts.items()}
-
-
-@contextlib.contextmanager
-def written_file(path, planned):
-    """A safetensors file written tensor by tensor: gives write(name, tensor); whole under its name, or not there.
-
-    The library's own writer wants all tensors at once. The format: eight bytes that say how long the header is, the
-    header in JSON, and the tensors' bytes at the places that the header names.
-
-    Args:
-        path: the file.
-        planned: {name: (dtype, shape)} of all that will be written.
-    """
-    # Widest dtype first, so that every tensor begins at a multiple of its own width, as readers of the format expect.
-    order = sorted(planned, key=lambda name: (-planned[name][0].itemsize, name))
-    header, end = {"__metadata__": {"format": "pt", "ties": "{}"}}, 0
-    for name in order:
-        dtype, shape = planned[name]
-        start, end = end, end + dtype.itemsize * math.prod(shape)
-        header[name] = {"dtype": CODE_OF[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    first = 8 + len(text)
-
-    def write(name, tensor):
-        start, end = header[name]["data_offsets"]
-        values = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-        if len(values) != end - start:
-            raise ValueError(f"{name} takes {len(values)} bytes, not the {end - start} planned")
-        file.seek(first + start)
-        file.write(values)
-
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    with open(unfinished, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(first + end)
-        yield write
-    os.replace(unfinished, path)
-
-
-# ---------------------------------------------------------------- folders and files
-
-
-def whole_folder(folder):
-    """`folder` as a path; FileNotFoundError if there is none.
-
-    A save that was killed between its two renames has left the older folder beside its place: it is put back.
-    """
-    folder = pathlib.Path(folder).absolute()
-    replaced = beside(folder, "replaced")
-    if not folder.exists() and replaced.exists():
-        replaced.rename(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}")
-    return folder
-
-
-def beside(folder, what):
-    """The hidden folder beside `folder` that holds what is `unfinished` or `replaced`."""
-    return folder.with_name(f".{folder.name}.{what}")
-
-
-def begun_folder(folder, plan):
-    """The hidden folder in which `folder` is written: as an interrupted call with the same plan left it, or empty."""
-    folder = pathlib.Path(folder).absolute()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file, not a folder")
-    new = beside(folder, "unfinished")
-    if not (new / PLAN).exists() or read_json(new / PLAN) != plan:
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        write_json(new / PLAN, plan)
-    return new
-
-
-@contextlib.contextmanager
-def folder_in_one_piece(folder):
-    """`with folder_in_one_piece(folder) as new:` what is written to `new` is `folder` at the end, or nothing is."""
-    new = begun_folder(folder, {"process": os.getpid()})
-    try:
-        yield new
-        (new / PLAN).unlink()
-        put_in_place(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def put_in_place(new, folder):
-    """Rename a finished folder to its place; of what was there, all files but the weights are kept."""
-    folder = pathlib.Path(folder).absolute()
-    replaced = beside(folder, "replaced")
-    if folder.exists():
-        copy_missing(folder, new, but={".safetensors"})
-        shutil.rmtree(replaced, ignore_errors=True)
-        folder.rename(replaced)
-    new.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def copy_missing(source, target, but):
-    """Copy what `target` lacks of a folder, but for weights: files of the suffixes `but`, and indexes of them."""
-    for path in source.iterdir():
-        if path.suffix in {*but, ".safetensors"} or path.name.endswith(".index.json") or (target / path.name).exists():
-            continue
-        if path.is_dir():
-            shutil.copytree(path, target / path.name)
-        else:
-            shutil.copy2(path, target / path.name)
-
-
-def weight_files(folder):
-    """The safetensors files of a checkpoint, in the order of its index."""
-    if (folder / INDEX).exists():
-        index = read_json(folder / INDEX)
-        weight_map = index.get("weight_map")
-        if not isinstance(weight_map, dict) or any(
-            pathlib.Path(str(name)).name != name for name in weight_map.values()
-        ):
-            raise ValueError(f"{folder / INDEX} lacks a weight_map of the names of files beside it")
-        files = [folder / name for name in dict.fromkeys(weight_map.values())]
-    else:
-        files = [folder / WEIGHTS]
-    absent = [path for path in files if not path.is_file()]
-    pickles = [path.name for path in folder.iterdir() if path.suffix in PICKLES]
-    if absent and pickles:
-        raise ValueError(
-            f"{folder} has its weights in {pickles[0]}, a pickle, which can run code when it is read; {READS}"
-        )
-    if absent:
-        raise FileNotFoundError(f"no file {absent[0]}")
-    return files
-
-
-def file_header(path):
-    """What a safetensors file holds, no tensor read: {"tensors": {key: (dtype, shape)}, "ties": {other key: key}}."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-            tensors = {key: (DTYPES[part.get_dtype()], tuple(part.get_shape())) for key, part in slices.items()}
-            ties = json.loads((file.metadata() or {}).get("ties", "{}"))
-    except safetensors.SafetensorError as error:
-        with open(path, "rb") as file:
-            if file.read(4).startswith(PICKLED):
-                raise ValueError(f"{path} is a pickle, which can run code when it is read; {READS}") from None
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a checkpoint that qlib reads: {error}") from None
-    return {"tensors": tensors, "ties": ties}
-
-
-def read_tensor(path, key):
-    """One tensor of a safetensors file, read by hand: of the other tensors not a byte is read.
-
-    The format (github.com/huggingface/safetensors): eight bytes that say how long the header is, lowest byte first; the
-    header, JSON with each tensor's dtype, shape, and where its bytes begin and end, counted from the header's end.
-
-    Raises:
-        KeyError: the file has no such tensor.
-    """
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(length))[key]
-        start, _ = entry["data_offsets"]
-        tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
-        file.seek(8 + length + start)
-        file.readinto(tensor.reshape(-1).view(torch.uint8).numpy())
-    return tensor
-
-
-def read_json(path):
-    """What a JSON file holds, a dict; one clear error when it is missing or broken."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return content
-
-
-def write_json(path, content):
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -10,8 +10,8 @@ import copy
 import torch
 
 from qlib.affine import quant_range
-from qlib.checkpoint import CONFIG, folder_in_one_piece, read_json, write_json
-from qlib.kinds import kind_of
+from qlib.checkpoint import QUANTIZED
+from qlib.files import CONFIG, folder_in_one_piece, read_json, write_json
 from qlib.linear import QLinear, is_conv1d
 from qlib.packing import (
     octets_of,
@@ -244,6 +244,8 @@ def check_grid(qtensor, system, name):
     """Raise unless the weight is a matrix whose scales belong to its rows, and whose zero points are whole numbers."""
     if len(qtensor.shape) != 2:
         raise refusal(name, system, f"it is no matrix but of shape {tuple(qtensor.shape)}")
+    if qtensor.scheme.grid != "integer":
+        raise refusal(name, system, f"the format has integers, and no {qtensor.scheme}")
     if qtensor.scheme.axis == 1:
         raise refusal(name, system, "the format has no scale per column")
     if qtensor.zero_point.is_floating_point():
@@ -317,7 +319,7 @@ def exportable_layers(model):
         raise TypeError(f"only a model of transformers can be exported, not a {type(model).__name__}")
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in modules.items():
-        if kind_of(module) and not isinstance(module, QLinear):
+        if isinstance(module, QUANTIZED) and not isinstance(module, QLinear):
             raise refusal(name, "compressed-tensors", f"it is of the kind {type(module).__name__}, not a QLinear")
     layers = {name: module for name, module in modules.items() if isinstance(module, QLinear)}
     if not layers:

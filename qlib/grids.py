@@ -115,7 +115,7 @@ def store_scale(scale, scheme, tensor=None):
     Args:
         scale: float32, of the shape that `choose_qparams` gives.
         scheme: a Scheme.
-        tensor: what they are the scales of; None where `mark_empty_blocks` has been called.
+        tensor: what they are the scales of, if it is at hand.
 
     Returns:
         {part: tensor}: "scale", and what belongs to the whole tensor.
@@ -123,14 +123,28 @@ def store_scale(scale, scheme, tensor=None):
     Raises:
         ValueError: float16 or bfloat16 cannot hold a scale: it would become 0 or infinite.
     """
-    if tensor is not None:
-        scale = mark_empty_blocks(scale, tensor, scheme)
+    return scale_parts(scale, scheme, None if tensor is None else block_absmax(tensor, scheme))
+
+
+def block_absmax(tensor, scheme):
+    """The largest magnitude of each block, where the scales share numbers that depend on it; else None."""
+    if scheme.scales not in SHARED_SCALES:
+        return None
+    low, high = block_range(tensor.float(), scheme)
+    return torch.maximum(-low, high)
+
+
+def scale_parts(scale, scheme, absmax=None):
+    """`store_scale`, given what `block_absmax` gives. A block of zeros has no say in what all scales share."""
+    if scheme.scales in SHARED_SCALES:
+        absmax = scale * scheme.largest if absmax is None else absmax
+        scale = torch.where(absmax == 0, 0.0, scale)
     if scheme.scales in ("float16", "bfloat16"):
         return {"scale": half_scale(scale, getattr(torch, scheme.scales))}
     if scheme.scales == "e8m0":
-        return {"scale": power_of_two_codes(scale * scheme.largest, scheme.largest)}
+        return {"scale": power_of_two_codes(scale, scheme)}
     if scheme.scales == "e4m3":
-        return e4m3_scales(scale, scheme.largest)
+        return e4m3_scales(scale, LARGEST_E4M3 * scheme.largest, absmax)
     return double_scales(scale) if scheme.scales == "double" else {"scale": scale}
 
 
@@ -148,43 +162,36 @@ def read_scale(parts, scheme, shape):
     return parts["scale"].float()
 
 
-def mark_empty_blocks(scale, tensor, scheme):
-    """Scales with 0 for a block of zeros, where they share numbers: what no weight needs has no say in them."""
-    if scheme.scales not in SHARED_SCALES:
-        return scale
-    low, high = block_range(tensor.float(), scheme)
-    return torch.where((low == 0) & (high == 0), 0.0, scale)
-
-
 def half_scale(scale, dtype):
     half = scale.to(dtype)
     lost = (half == 0) | half.isinf()
     if lost.any():
-        raise ValueError(
-            f"a scale of {scale[lost][0].item():.1e} does not fit into {dtype}: keep the scales in float32"
-        )
+        raise ValueError(f"a scale of {scale[lost][0].item():.1e} does not fit into {dtype}; keep scales in float32")
     return half
 
 
-def power_of_two_codes(absmax, largest):
-    """The exponents, plus 127, of the powers of two that map `absmax` near `largest`: uint8.
+def power_of_two_codes(scale, scheme):
+    """The exponents, plus 127, of the powers of two that scales become: uint8.
 
-    A largest magnitude below 1.75 times a power of two is mapped below 7/4 of the grid's own, so that it is clipped a
-    little and not halved: the rule that torchao calls EVEN, and compressed-tensors' generate_mx_scales.
+    The largest magnitude of a block then lies below the end of the grid, or so little above it that it is rounded down
+    to it. For e2m1 that is what torchao calls EVEN, and compressed-tensors' generate_mx_scales.
     """
-    rounded_up = absmax.view(torch.int32) + (1 << 21)  # into the next exponent from a fraction of 0.75 on
-    exponent = (rounded_up >> 23) - 127
-    return (exponent - (torch.tensor(largest).frexp().exponent - 1) + 127).clamp(1, 254).to(torch.uint8)
+    beyond = {"e2m1": 7.0, "e4m3": 449.0}.get(scheme.grid, scheme.largest + 0.5)  # no longer rounded to the end
+    mantissa, exponent = (scale * scheme.largest).frexp()
+    end, end_exponent = torch.tensor(beyond).frexp()
+    last = torch.tensor(float(scheme.largest)).frexp().exponent
+    exponent = exponent + (mantissa >= torch.ldexp(end, end_exponent - last)) - last
+    return (exponent + 127).clamp(1, 254).to(torch.uint8)
 
 
-def e4m3_scales(scale, largest):
-    """Scales in FP8, and the one number that all of them are divided by on the way back."""
-    absmax = (scale.amax() if scale.numel() else scale.new_zeros(())) * largest  # exact for FP4: x / 6 * 6 is x
-    global_scale = LARGEST_E4M3 * largest / absmax.clamp(min=torch.finfo(torch.float32).tiny)
+def e4m3_scales(scale, largest, absmax):
+    """Scales in FP8, and what all are divided by on the way back: it maps the largest weight to `largest`."""
+    most = absmax.amax() if absmax.numel() else absmax.new_zeros(())
+    global_scale = largest / most.clamp(min=torch.finfo(torch.float32).tiny)
     global_scale = torch.where(global_scale.isinf(), 1.0, global_scale)
-    eighth = (scale * global_scale).clamp(max=LARGEST_E4M3).to(torch.float8_e4m3fn)
-    eighth = torch.where(eighth.float() == 0, E4M3_FOR_ZEROS, eighth.float()).to(torch.float8_e4m3fn)
-    return {"scale": eighth, "global_scale": global_scale}
+    rounded = (scale * global_scale).clamp(max=LARGEST_E4M3).to(torch.float8_e4m3fn).float()
+    rounded = torch.where(rounded == 0, E4M3_FOR_ZEROS, rounded).to(torch.float8_e4m3fn)
+    return {"scale": rounded, "global_scale": global_scale}
 
 
 def double_scales(scale):

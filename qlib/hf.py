@@ -11,18 +11,18 @@ interfaces of transformers 5.23: `register_quantization_config` and `register_qu
 """
 
 import dataclasses
+import re
 
-from transformers.core_model_loading import ConversionOps
+from transformers.core_model_loading import ConversionOps, WeightRenaming
 from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from qlib.checkpoint import METHOD
+from qlib.checkpoint import METHOD, OLD_PARTS, QUANTIZED, entries_of, put_empty_layers, share_weight
 from qlib.kernels.choose import plan_for
-from qlib.kinds import empty_layers, entries_of, kind_of
 from qlib.linear import QLinear
-from qlib.model import choose_layers, replace_layers, set_submodule
-from qlib.scheme import Scheme
+from qlib.model import choose_layers, replace
+from qlib.scheme import SHARED_SCALES, Scheme
 from qlib.tensor import QTensor
 
 
@@ -31,27 +31,39 @@ class QlibConfig(QuantizationConfigMixin):
     """What `from_pretrained` is to do with the weights of the linear layers.
 
     Args:
-        bits, symmetric, axis, group_size: as for Scheme.
+        bits, symmetric, axis, group_size, grid, scales: as for Scheme.
+        activation_bits: None for float activations, 8 for int8 ones: see QLinear.
         ignore: names and globs of layers to leave, as for `quantize_model`.
-        layers: {name: entry, see `qlib.kinds`} of a model that is quantized already; config.json has it, and nobody
-            else gives it.
+        layers: {name: entry, see `qlib.checkpoint`} of a model that is quantized already; config.json has it, and
+            nobody else gives it.
 
     Raises:
         ValueError, TypeError: there is no such Scheme.
     """
 
     def __init__(
-        self, bits=8, symmetric=True, axis=0, group_size=None, ignore=("lm_head",), layers=None, quant_method=METHOD
+        self,
+        bits=8,
+        symmetric=True,
+        axis=0,
+        group_size=None,
+        grid="integer",
+        scales="float32",
+        ignore=("lm_head",),
+        activation_bits=None,
+        layers=None,
+        quant_method=METHOD,
     ):
         self.quant_method = quant_method
-        scheme = Scheme(bits=bits, symmetric=symmetric, axis=axis, group_size=group_size)
-        self.bits, self.symmetric, self.axis, self.group_size = dataclasses.astuple(scheme)
+        scheme = Scheme(bits, symmetric, axis, group_size, grid, scales)
+        self.bits, self.symmetric, self.axis, self.group_size, self.grid, self.scales = dataclasses.astuple(scheme)
+        self.activation_bits = activation_bits
         self.ignore = [ignore] if isinstance(ignore, str) else list(ignore)
         self.layers = layers
 
     @property
     def scheme(self):
-        return Scheme(bits=self.bits, symmetric=self.symmetric, axis=self.axis, group_size=self.group_size)
+        return Scheme(self.bits, self.symmetric, self.axis, self.group_size, self.grid, self.scales)
 
 
 @register_quantizer(METHOD)
@@ -61,7 +73,15 @@ class QlibQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model, **_):
         if self.pre_quantized:
             origin = f"config.json of {model.name_or_path or 'the model'}"
-            replace_layers(model, empty_layers(self.quantization_config.layers, origin))
+            put_empty_layers(model, self.quantization_config.layers, origin)
+            # What layers share is stored once, and put back when all is read.
+            missing = {f"^{re.escape(name)}\\.(?!bias$)" for name in self.shared_layers()}
+            model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), *missing}
+            model.all_tied_weights_keys = {
+                target: source
+                for target, source in model.all_tied_weights_keys.items()
+                if not isinstance(model.get_submodule(target.rpartition(".")[0]), QUANTIZED)
+            }
             return
         if model.tp_size is not None:
             raise ValueError("tensor parallelism takes a model that is quantized already: save_quantized it first")
@@ -70,10 +90,35 @@ class QlibQuantizer(HfQuantizer):
         chosen, _ = choose_layers(model, self.quantization_config.ignore)
         self.weights = {f"{name}.weight" for name in chosen} - tied
 
+    def shared_layers(self):
+        """{name of a layer: the name of the layer whose weight it shares}."""
+        entries = self.quantization_config.layers
+        return {name: entry["shares"] for name, entry in entries.items() if "shares" in entry}
+
     def _process_model_after_weight_loading(self, model, **_):
+        if self.pre_quantized:
+            for name, other in self.shared_layers().items():
+                share_weight(model, name, other)
         self.quantization_config.layers = entries_of(model)
+        # transformers would undo the renamings when it saves the model.
+        if getattr(model, "_weight_conversions", None):
+            model._weight_conversions = [rule for rule in model._weight_conversions if rule not in self.renamings]
         if model.tp_size is not None:
             share_layers(model)
+
+    def get_state_dict_and_metadata(self, model):
+        """What to save: what layers share once. config.json is told of all layers that are quantized by now."""
+        self.quantization_config.layers = entries_of(model)
+        shared = tuple(f"{name}." for name in self.shared_layers())
+        if not shared:
+            return None, {}
+        state = model.state_dict()
+        return {key: state[key] for key in state if not key.startswith(shared) or key.endswith(".bias")}, {}
+
+    def get_weight_conversions(self):
+        """How the tensors of qlib's first version are called now."""
+        self.renamings = [WeightRenaming(rf"\.{old}$", f".{new}") for old, new in OLD_PARTS.items()]
+        return self.renamings
 
     def param_needs_quantization(self, model, param_name, **_):
         return not self.pre_quantized and param_name in self.weights
@@ -106,9 +151,10 @@ class QuantizeWeight(ConversionOps):
         name = full_layer_name.removesuffix(".weight")
         layer = model.get_submodule(name)
         layer.weight = type(layer.weight)(weight, requires_grad=False)
-        quantized = QLinear.from_linear(layer, self.quantizer.quantization_config.scheme, name)
+        config = self.quantizer.quantization_config
+        quantized = QLinear.from_linear(layer, config.scheme, name, config.activation_bits)
         quantized._is_hf_initialized = True
-        set_submodule(model, name, quantized)
+        replace(model, {name: quantized})
         missing_keys.discard(full_layer_name)
         return {}
 
@@ -125,7 +171,7 @@ def share_layers(model):
     mesh = model._device_mesh if model._device_mesh.ndim == 1 else model._device_mesh["tp"]
     for name, layer in model.named_modules():
         style = model.tp_plan.get(replace_layer_number_by_wildcard(name))
-        if style is not None and kind_of(layer):
+        if style is not None and isinstance(layer, QUANTIZED):
             share_layer(layer, name, style, mesh.get_local_rank(), mesh.size())
 
 
@@ -140,6 +186,8 @@ def share_layer(layer, name, style, rank, size):
             f"{name}: tensor parallelism shares out the weight of a QLinear, not of {type(layer).__name__}"
         )
     qtensor, scheme = layer.qtensor, layer.scheme
+    if scheme.scales in SHARED_SCALES:
+        raise ValueError(f"{name}: the scales of {scheme} belong together and cannot be shared out")
     if style not in ("colwise", "rowwise"):
         raise ValueError(f"{name}: tensor parallelism {style!r} is not for quantized layers; leave it to `ignore`")
     dim = 0 if style == "colwise" else 1
@@ -150,8 +198,7 @@ def share_layer(layer, name, style, rank, size):
     share = slice(rank * whole // size, (rank + 1) * whole // size)
     scale, zero_point = (part_of(part, dim, share, whole) for part in (qtensor.scale, qtensor.zero_point))
     part = QTensor(qtensor.values[share] if dim == 0 else qtensor.values[:, share], scale, zero_point, scheme)
-    layer.packed, layer.scale = part.packed, part.scale
-    layer.zero_point = None if scheme.symmetric else part.zero_point
+    layer.qtensor = part
     layer.out_features, layer.in_features = part.shape
     layer.plan = plan_for(scheme, layer.in_features)
     if layer.bias is not None and dim == 0:

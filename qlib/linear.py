@@ -1,124 +1,389 @@
-"""Quantized layers: QLinear, whose weight alone is quantized, and W8A8 layers that multiply small integers.
+"""Quantized layers: QLinear, the one linear layer for every scheme, and QEmbedding, an embedding kept like it.
 
-The arithmetic of W8A8 is that of Jacob et al. 2018 (arXiv:1712.05877), section 2.
+With float activations a QLinear is weight-only (W8A16 and its kin); with int8 ones it multiplies small integers, by the
+arithmetic of Jacob et al. 2018 (arXiv:1712.05877), section 2.
 """
+
+import dataclasses
 
 import torch
 
-from qlib.affine import (
-    asymmetric_qparams,
-    channel_range,
-    dequantize,
-    expand_groups,
-    qparam_shape,
-    quant_range,
-    quantize,
-)
+from qlib.affine import choose_qparams, dequantize, expand_groups, quant_range, quantize
+from qlib.grids import decode
 from qlib.kernels import choose as kernels
 from qlib.packing import unpack
-from qlib.scheme import INT8
-from qlib.tensor import QTensor, quantize_tensor
+from qlib.scheme import Scheme
+from qlib.tensor import SCALE_PARTS, QTensor, part_shapes, quantize_tensor, values_of
 
-# ---------------------------------------------------------------- weight-only
+# Zero points that are fractions, as HQQ's are, have a dtype that config.json names.
+ZERO_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.int8, torch.float16, torch.bfloat16, torch.float32)}
+
+# ---------------------------------------------------------------- layers
 
 
-class QLinear(torch.nn.Module):
-    """A linear layer that keeps its weight as packed integers and computes in its input's dtype (W8A16 and its kin).
+class QuantizedLayer(torch.nn.Module):
+    """A layer that keeps a matrix as a QTensor's parts, (rows, columns).
 
-    The weight is a set of buffers and no Parameter: integers have no gradient, and an optimizer must not touch them.
-    The scales stay float32 when the model is moved to half precision, where a small one would become zero.
-
-    Args:
-        in_features, out_features: as for torch.nn.Linear.
-        scheme: of the weight, of shape (out_features, in_features).
-        bias: whether there is one.
-        device: where the buffers are made; they are filled by `from_linear` or `load_state_dict`.
+    They are buffers and no Parameters: integers have no gradient, and an optimizer must not touch them. The scales keep
+    their dtype when the model is moved to half precision, where a small one would become zero.
     """
 
-    def __init__(self, in_features, out_features, scheme, bias=True, device=None):
+    def __init__(self, rows, columns, scheme, device=None):
         super().__init__()
-        self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
-        self.plan = kernels.plan_for(scheme, in_features)
-        shape = qparam_shape(out_features, in_features, scheme)
-        packed_shape = (out_features, (in_features * scheme.bits + 7) // 8)
-        self.register_buffer("packed", torch.zeros(packed_shape, dtype=torch.uint8, device=device))
-        # Whatever the default dtype: transformers changes it while it builds a model, and casts what it reads to it.
-        self.register_buffer("scale", torch.ones(shape, dtype=torch.float32, device=device))
-        zero_point = None if scheme.symmetric else torch.zeros(shape, dtype=torch.int8, device=device)
-        self.register_buffer("zero_point", zero_point)
-        self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
+        self.scheme, self.weight_shape = scheme, (rows, columns)
+        dtypes = {"packed": torch.uint8, "zero_point": torch.int8} | SCALE_PARTS[scheme.scales]
+        shapes = part_shapes(self.weight_shape, scheme)
+        for part, dtype in dtypes.items():
+            # Whatever the default dtype: transformers changes it while it builds a model, and casts what it reads.
+            values = torch.zeros(shapes[part], dtype=dtype, device=device)
+            self.register_buffer(part, None if part == "zero_point" and scheme.symmetric else values)
 
-    @classmethod
-    def from_linear(cls, linear, scheme, name=None):
-        """Quantize a layer.
+    @property
+    def qtensor(self):
+        """The weight as a QTensor, on the layer's own buffers."""
+        return QTensor.from_parts(self._buffers, self.scheme, self.weight_shape)
 
-        Args:
-            linear: a torch.nn.Linear, or transformers' Conv1D, whose weight lies transposed.
-            scheme: a Scheme.
-            name: what error messages call the layer.
-
-        Raises:
-            TypeError, ValueError: the layer is of another kind, or its weight cannot be quantized.
-        """
-        name = name or type(linear).__name__
-        qtensor = quantize_tensor(weight_of(linear, name), scheme, f"{name}.weight")
-        return cls.from_qtensor(qtensor, linear.bias).train(linear.training)
-
-    @classmethod
-    def from_qtensor(cls, qtensor, bias=None):
-        """A layer on a weight that is quantized already, by whatever method; it shares the weight's memory.
-
-        Args:
-            qtensor: a QTensor of shape (out_features, in_features).
-            bias: (out_features,) or None; it is copied.
-        """
-        outputs, inputs = qtensor.shape
-        layer = cls(inputs, outputs, qtensor.scheme, bias=False, device="meta")
-        layer.packed, layer.scale = qtensor.packed, qtensor.scale
-        layer.zero_point = None if qtensor.scheme.symmetric else qtensor.zero_point
-        layer.bias = None if bias is None else bias.detach().clone()
-        return layer
+    @qtensor.setter
+    def qtensor(self, qtensor):
+        self.scheme, self.weight_shape = qtensor.scheme, tuple(qtensor.shape)
+        for part, values in qtensor.parts.items():
+            setattr(self, part, values)
 
     @property
     def weight(self):
         """The real numbers of the weight, float32, made anew at each call: for code that looks at it, as T5's does."""
         return self.qtensor.dequantize()
 
-    @property
-    def qtensor(self):
-        """The weight as a QTensor, (out_features, in_features), on the layer's own buffers."""
-        zero_point = torch.zeros((), dtype=torch.int8) if self.zero_point is None else self.zero_point
-        shape = (self.out_features, self.in_features)
-        return QTensor.from_packed(self.packed, self.scale, zero_point, self.scheme, shape)
+    def settings(self):
+        """What config.json says of the weight: its scheme, and the dtype of zero points that are fractions."""
+        usual = {"grid": "integer", "scales": "float32"}  # as they are in all files of qlib's first version
+        scheme = dataclasses.asdict(self.scheme)
+        settings = {key: value for key, value in scheme.items() if key not in usual or usual[key] != value}
+        if self.zero_point is not None and self.zero_point.is_floating_point():
+            settings["zero_dtype"] = str(self.zero_point.dtype).removeprefix("torch.")
+        return settings
 
-    def forward(self, x):
-        """x: (..., in_features) of a floating dtype; returns (..., out_features) of the same dtype."""
-        kept = self._buffers  # to ask the module for each takes as long as the arithmetic of a small layer
-        weight = (kept["packed"], kept["scale"], kept["zero_point"])
-        return kernels.linear(x, weight, kept["bias"], self.scheme, self.in_features, self.plan)
+    def make_room(self, zero_dtype):
+        """Make the zero points of a layer that is still empty fractions of a dtype, by its name in config.json."""
+        if zero_dtype not in ZERO_DTYPES:
+            raise ValueError(f"zero_dtype must be one of {', '.join(ZERO_DTYPES)}, not {zero_dtype!r}")
+        if self.zero_point is not None:
+            self.zero_point = self.zero_point.to(ZERO_DTYPES[zero_dtype])
+        return self
 
     def _apply(self, fn, recurse=True):
         """Follow the model to another device or dtype, but keep the dtypes of the scales and the zero points."""
-        before = {"scale": self.scale, "zero_point": self.zero_point}
+        before = {name: buffer for name, buffer in self._buffers.items() if name not in ("bias", "example")}
         super()._apply(fn, recurse)
         keep_dtypes(self, before)
         return self
 
     def _load_from_state_dict(self, state_dict, prefix, *arguments):
-        """Make room for zero points that are fractions, as HQQ's are: copied into integers they would be cut off."""
+        """Make room for zero points that are fractions: copied into integers they would be cut off."""
         zero_point = state_dict.get(f"{prefix}zero_point")
         if self.zero_point is not None and zero_point is not None and zero_point.is_floating_point():
             self.zero_point = self.zero_point.to(zero_point.dtype)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
-    def extra_repr(self):
-        bits, fractions = self.qtensor.bits_per_weight, ""
+    def weight_repr(self):
+        """What there is to say of the weight: "4-bit asymmetric, per group of 64, 4.625 bits per weight"."""
+        fractions = ""
         if self.zero_point is not None and self.zero_point.is_floating_point():
             fractions = f"{str(self.zero_point.dtype).removeprefix('torch.')} zero points, "
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"W{self.scheme.bits}A16, {self.scheme}, {fractions}{bits:.3f} bits per weight"
-        )
+        return f"{self.scheme}, {fractions}{self.qtensor.bits_per_weight:.3f} bits per weight"
+
+
+class QLinear(QuantizedLayer):
+    """A linear layer that keeps its weight as packed codes.
+
+    It computes in its input's dtype (W8A16 and its kin), or, with `activation_bits`, on integers made of its input.
+
+    Args:
+        in_features, out_features: as for torch.nn.Linear.
+        scheme: of the weight, of shape (out_features, in_features).
+        bias: whether there is one.
+        device: where the buffers are made; they are filled by `from_linear` or `load_state_dict`.
+        activation_bits: None for float activations; 8 for int8 ones, with a scale for each token, or for each token and
+            group where the weight has groups (dynamic quantization): see `integer_part`.
+
+    Raises:
+        ValueError: integers were asked for that the scheme or the width does not allow.
+    """
+
+    def __init__(self, in_features, out_features, scheme, bias=True, device=None, activation_bits=None):
+        super().__init__(out_features, in_features, scheme, device)
+        self.in_features, self.out_features = in_features, out_features
+        self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
+        self.plan = kernels.plan_for(scheme, in_features)
+        self.set_activations(activation_bits)
+
+    def set_activations(self, bits, outlier_threshold=None, per_token=True):
+        """Say what the layer multiplies.
+
+        Args:
+            bits: None for floats, 8 for int8.
+            outlier_threshold: with int8, the magnitude from which a column of the input stays in float (LLM.int8()).
+            per_token: with int8, whether each token has scales of its own, or one scale serves the whole input.
+        """
+        if bits not in (None, 8):
+            raise ValueError(f"activation_bits must be 8, or None for floats, not {bits!r}")
+        if type(outlier_threshold) not in (int, float, type(None)) or type(per_token) is not bool:
+            raise TypeError(
+                "outlier_threshold must be a number or None, per_token True or False, not "
+                f"{outlier_threshold!r} and {per_token!r}"
+            )
+        if bits is not None and self.scheme.axis == 1:
+            raise ValueError("an integer sum needs one scale for all the inputs of a row, not one per column")
+        self.activation_bits, self.outlier_threshold, self.per_token = bits, outlier_threshold, per_token
+
+    @classmethod
+    def from_linear(cls, linear, scheme, name=None, activation_bits=None):
+        """Quantize a layer.
+
+        Args:
+            linear: a torch.nn.Linear, or transformers' Conv1D, whose weight lies transposed.
+            scheme: a Scheme.
+            name: what error messages call the layer.
+            activation_bits: as for QLinear.
+
+        Raises:
+            TypeError, ValueError: the layer is of another kind, or its weight cannot be quantized.
+        """
+        name = name or type(linear).__name__
+        qtensor = quantize_tensor(weight_of(linear, name), scheme, f"{name}.weight")
+        return cls.from_qtensor(qtensor, linear.bias, activation_bits).train(linear.training)
+
+    @classmethod
+    def from_qtensor(cls, qtensor, bias=None, activation_bits=None):
+        """A layer on a weight that is quantized already, by whatever method; it shares the weight's memory.
+
+        Args:
+            qtensor: a QTensor of shape (out_features, in_features).
+            bias: (out_features,) or None; it is copied.
+            activation_bits: as for QLinear.
+        """
+        outputs, inputs = qtensor.shape
+        layer = cls(inputs, outputs, qtensor.scheme, bias=False, device="meta", activation_bits=activation_bits)
+        layer.qtensor = qtensor
+        layer.bias = None if bias is None else bias.detach().clone()
+        return layer
+
+    @classmethod
+    def empty(
+        cls, linear, name, zero_dtype="int8", activation_bits=None, outlier_threshold=None, per_token=True, **scheme
+    ):
+        """A layer for a file to fill, in the place of a float one: its sizes, bias and device, and `settings`."""
+        outputs, inputs = weight_of(linear, name).shape
+        layer = cls(inputs, outputs, Scheme(**scheme), linear.bias is not None, linear.weight.device)
+        layer.set_activations(activation_bits, outlier_threshold, per_token)
+        return layer.make_room(zero_dtype)
+
+    def settings(self):
+        """What config.json says of the layer: the weight's settings, and those of int8 activations."""
+        settings = super().settings()
+        if self.activation_bits is not None:
+            settings["activation_bits"] = self.activation_bits
+        if self.outlier_threshold is not None:
+            settings["outlier_threshold"] = self.outlier_threshold
+        return settings if self.per_token else settings | {"per_token": False}
+
+    def forward(self, x):
+        """x: (..., in_features) of a floating dtype; returns (..., out_features) of the same dtype."""
+        if self.activation_bits is not None:
+            return self.integer_forward(x)
+        kept = self._buffers  # to ask the module for each takes as long as the arithmetic of a small layer
+        parts = (kept["packed"], kept["scale"], kept["zero_point"], kept["bias"])
+        if self.plan is not None and kernels.fits(x, *parts, self.in_features, self.plan):
+            return kernels.linear(x, *parts, self.plan)
+        return plain_linear(x, self.qtensor, kept["bias"])
+
+    def integer_forward(self, x):
+        rows = x.reshape(-1, x.shape[-1]).float()
+        if self.outlier_threshold is None:
+            out = integer_part(rows, self.qtensor, self.per_token)
+        else:
+            out = mixed_matmul(rows, self.qtensor, self.outlier_threshold, self.per_token)
+        if self.bias is not None:
+            out += self.bias
+        return out.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
+
+    def extra_repr(self):
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        widths = f"W{self.scheme.bits}A{self.activation_bits or 16}"
+        outliers = "" if self.outlier_threshold is None else f", outliers from {self.outlier_threshold}"
+        return f"{sizes}, {widths}, {self.weight_repr()}{outliers}"
+
+
+class QEmbedding(QuantizedLayer):
+    """An embedding that keeps its table as packed codes, and makes real the rows that are asked for.
+
+    Args:
+        num_embeddings, embedding_dim, padding_idx: as for torch.nn.Embedding.
+        scheme: of the table, of shape (num_embeddings, embedding_dim).
+        dtype: of what it returns, that of the float embedding.
+        device: where the buffers are made.
+    """
+
+    def __init__(self, num_embeddings, embedding_dim, scheme, padding_idx=None, dtype=torch.float32, device=None):
+        super().__init__(num_embeddings, embedding_dim, scheme, device)
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+        # Empty, of the dtype of what is returned: it is moved, saved and loaded with the model, as a bias would be.
+        self.register_buffer("example", torch.empty(0, dtype=dtype, device=device))
+
+    @classmethod
+    def from_embedding(cls, embedding, scheme, name=None):
+        """Quantize a torch.nn.Embedding; raises what `quantize_tensor` raises."""
+        qtensor = quantize_tensor(embedding.weight, scheme, f"{name or type(embedding).__name__}.weight")
+        return cls.from_qtensor(qtensor, embedding)
+
+    @classmethod
+    def from_qtensor(cls, qtensor, embedding):
+        """A layer on a table that is quantized already, whose memory it shares, for a torch.nn.Embedding."""
+        layer = cls(*qtensor.shape, qtensor.scheme, embedding.padding_idx, embedding.weight.dtype, "meta")
+        layer.qtensor, layer.example = qtensor, torch.empty_like(layer.example, device=qtensor.packed.device)
+        return layer.train(embedding.training)
+
+    @classmethod
+    def empty(cls, embedding, name, zero_dtype="int8", **scheme):
+        """An embedding for a file to fill, in the place of a float one."""
+        weight = embedding.weight
+        layer = cls(*weight.shape, Scheme(**scheme), embedding.padding_idx, weight.dtype, weight.device)
+        return layer.make_room(zero_dtype)
+
+    def forward(self, ids):
+        """ids: integers (...); returns (..., embedding_dim), in the dtype of the float embedding."""
+        rows, table, scheme = ids.reshape(-1), self.qtensor, self.scheme
+        values = values_of(unpack(table.packed[rows], scheme.bits, self.embedding_dim), scheme)
+        qparams = (part[rows] if scheme.axis == 0 and part.ndim else part for part in (table.scale, table.zero_point))
+        return decode(values, *qparams, scheme).to(self.example.dtype).reshape(*ids.shape, self.embedding_dim)
+
+    def extra_repr(self):
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self.weight_repr()}"
+
+
+# ---------------------------------------------------------------- the plain formulas
+
+
+def plain_linear(x, qtensor, bias=None):
+    """The formula that all the others are measured against: unpack the weight, dequantize it, multiply.
+
+    It works on any device, for any scheme, dtype and shape, under autograd and while a model is traced; the whole
+    weight is in memory for as long as it takes.
+
+    Args:
+        x: (..., inputs), of a floating dtype.
+        qtensor: a QTensor of the weight, (outputs, inputs).
+        bias: (outputs,) or None.
+
+    Returns:
+        (..., outputs), of the dtype of x.
+    """
+    weight = qtensor.dequantize().to(x.dtype)
+    return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
+def packed_linear(x, packed, scale, zero_point, bits, group_size, bias=None):
+    """A linear layer on packed weights: unpack them, turn them into real numbers, multiply.
+
+    It is `plain_linear` for a weight in groups, spelt out; nothing that was unpacked is there any more when it returns.
+
+    Args:
+        x: (..., inputs), of a floating dtype.
+        packed: uint8, (outputs, ceil(inputs * bits / 8)): codes that count from the smallest integer, low bits first.
+        scale: float32, (outputs, groups).
+        zero_point: integers of the shape of `scale`.
+        bits: width of a weight, 2 to 8.
+        group_size: inputs that share a scale; the last group of a row may be shorter.
+        bias: (outputs,) in the dtype of x, or None.
+
+    Returns:
+        (..., outputs), in the dtype of x.
+    """
+    qmin, _ = quant_range(bits)
+    values = unpack(packed, bits, x.shape[-1]).to(torch.int16) + qmin
+    scale, zero_point = (expand_groups(part, values, group_size) for part in (scale, zero_point))
+    weight = dequantize(values, scale, zero_point).to(x.dtype)
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def mixed_matmul(x, qtensor, threshold=6.0, per_token=True):
+    """x @ weight.T: the columns of x that hold an outlier multiplied in float, all others as integers.
+
+    This is LLM.int8(): Dettmers et al. 2022 (arXiv:2208.07339), section 3.2, equation 8. The paper keeps the weights of
+    outlier columns in float as well. Which columns those are shows only with the input, so that would need the whole
+    weight in float; its authors' library dequantizes as is done here.
+
+    Args:
+        x: float32, (tokens, inputs).
+        qtensor: a QTensor of the weight, (outputs, inputs), with no scale per column.
+        threshold: magnitude from which on a value is an outlier.
+        per_token: see `integer_part`.
+
+    Returns:
+        float32, (tokens, outputs).
+    """
+    outlier = (x.abs() >= threshold).any(0)
+    out = integer_part(x.masked_fill(outlier, 0.0), qtensor, per_token)
+    return out + x[:, outlier] @ qtensor.dequantize()[:, outlier].T
+
+
+def integer_part(x, qtensor, per_token=True):
+    """x @ weight.T in integers: int8 values of x times those of the weight, exact sums, and the scales afterwards.
+
+    Where the weight has groups, so has x, and each group has sums and scales of its own. The sums are done in float64,
+    which holds each of them exactly and which matrix libraries are fast at: they are those of `integer_linear`. Of
+    another grid than the integers the levels are multiplied as they are.
+
+    Args:
+        x: float32, (tokens, inputs).
+        qtensor: a QTensor of the weight, (outputs, inputs), with no scale per column.
+        per_token: whether each token has scales of its own, one or one a group; or one serves all.
+
+    Returns:
+        float32, (tokens, outputs).
+    """
+    group_size = qtensor.scheme.group_size if per_token else None
+    x_scale, zero = choose_qparams(x, Scheme(8, axis=0 if per_token else None, group_size=group_size))
+    x_values = quantize(x, x_scale, zero, 8, group_size).double()
+    scale = qtensor.scale
+    w_values = decode(qtensor.values, torch.ones_like(scale), qtensor.zero_point, qtensor.scheme).double()
+    width, out = qtensor.scheme.group_size or max(x.shape[1], 1), 0
+    for i, first in enumerate(range(0, x.shape[1], width)):
+        group = slice(first, first + width)
+        sums = (x_values[:, group] @ w_values[:, group].T).float()
+        out = out + sums * (column_of(x_scale, i) * column_of(scale, i).reshape(1, -1))
+    return out
+
+
+def column_of(scale, i):
+    """The i-th column of the scales of groups; of a scale for each row or for all, that one."""
+    return scale[:, i : i + 1] if scale.ndim and scale.shape[1] > 1 else scale
+
+
+def integer_linear(x, x_zero_point, w, w_zero_point):
+    """The sums of (x - x_zero_point) * (w - w_zero_point) over the inputs, with int8 factors and an int32 accumulator.
+
+    The product of the differences is multiplied out, so that only the integers as they are stored meet in the matrix
+    product; three corrections, each far smaller than it, take the zero points off.
+
+    Args:
+        x: int8, (..., inputs).
+        x_zero_point: a whole number, or an int32 tensor that broadcasts against (..., outputs).
+        w: int8, (outputs, inputs).
+        w_zero_point: a whole number, or an int32 tensor of shape (outputs,).
+
+    Returns:
+        int32, (..., outputs). Exact for up to 33,025 inputs, more than any layer of the course has: each product
+        of differences is at most 255 * 255.
+    """
+    x, w = x.to(torch.int32), w.to(torch.int32)
+    x_sums = x.sum(-1, keepdim=True, dtype=torch.int32)
+    w_sums = w.sum(-1, dtype=torch.int32)
+    inputs = x.shape[-1]
+    return x @ w.T - x_zero_point * w_sums - w_zero_point * x_sums + inputs * x_zero_point * w_zero_point
+
+
+# ---------------------------------------------------------------- what the layers share
 
 
 def keep_dtypes(module, before):
@@ -146,189 +411,3 @@ def weight_of(linear, name):
 def is_conv1d(layer):
     """Whether a layer is transformers' Conv1D (GPT-2's), told by its name: the core does not import transformers."""
     return type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers")
-
-
-def packed_linear(x, packed, scale, zero_point, bits, group_size, bias=None):
-    """A linear layer on packed weights: unpack them, turn them into real numbers, multiply.
-
-    It is QLinear's plain formula for a weight in groups; nothing that was unpacked is there any more when it returns.
-
-    Args:
-        x: (..., inputs), of a floating dtype.
-        packed: uint8, (outputs, ceil(inputs * bits / 8)): codes that count from the smallest integer, low bits first.
-        scale: float32, (outputs, groups).
-        zero_point: integers of the shape of `scale`.
-        bits: width of a weight, 2 to 8.
-        group_size: inputs that share a scale; the last group of a row may be shorter.
-        bias: (outputs,) in the dtype of x, or None.
-
-    Returns:
-        (..., outputs), in the dtype of x.
-    """
-    qmin, _ = quant_range(bits)
-    values = unpack(packed, bits, x.shape[-1]).to(torch.int16) + qmin
-    scale, zero_point = (expand_groups(part, values, group_size) for part in (scale, zero_point))
-    weight = dequantize(values, scale, zero_point).to(x.dtype)
-    return torch.nn.functional.linear(x, weight, bias)
-
-
-# ---------------------------------------------------------------- the arithmetic of W8A8
-
-
-def linear_w8a32(x, values, scale, zero_point, bias=None):
-    """A linear layer whose weight is kept in int8 and turned back into float32 before it multiplies.
-
-    Args:
-        x: float32, (..., inputs).
-        values: int8, (outputs, inputs).
-        scale, zero_point: of the weight, as for `dequantize`.
-        bias: float32, (outputs,), or None.
-
-    Returns:
-        float32, (..., outputs).
-    """
-    return torch.nn.functional.linear(x, dequantize(values, scale, zero_point), bias)
-
-
-def integer_linear(x, x_zero_point, w, w_zero_point):
-    """The sums of (x - x_zero_point) * (w - w_zero_point) over the inputs, with int8 factors and an int32 accumulator.
-
-    The product of the differences is multiplied out, so that only the integers as they are stored meet in the matrix
-    product; three corrections, each far smaller than it, take the zero points off.
-
-    Args:
-        x: int8, (..., inputs).
-        x_zero_point: a whole number, or an int32 tensor that broadcasts against (..., outputs).
-        w: int8, (outputs, inputs).
-        w_zero_point: a whole number, or an int32 tensor of shape (outputs,).
-
-    Returns:
-        int32, (..., outputs). Exact for up to 33,025 inputs, more than any layer of the course has: each product
-        of differences is at most 255 * 255.
-    """
-    x, w = x.to(torch.int32), w.to(torch.int32)
-    x_sums = x.sum(-1, keepdim=True, dtype=torch.int32)
-    w_sums = w.sum(-1, dtype=torch.int32)
-    inputs = x.shape[-1]
-    return x @ w.T - x_zero_point * w_sums - w_zero_point * x_sums + inputs * x_zero_point * w_zero_point
-
-
-def requantize(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
-    """Turn the int32 sums of one layer into the small integers that the next layer takes.
-
-    Args:
-        accumulator: int32, (..., outputs), in units of x_scale * w_scale.
-        x_scale: float32, of the layer's input.
-        w_scale: float32, of the layer's weight: a number, or one for each output, (outputs,).
-        y_scale, y_zero_point: of the result.
-        bits: width of the result.
-
-    Returns:
-        int8, the shape of `accumulator`; what lies outside the range takes the nearest end of it.
-    """
-    qmin, qmax = quant_range(bits)
-    multiplier = x_scale * w_scale / y_scale
-    return torch.round(accumulator * multiplier + y_zero_point).clamp(qmin, qmax).to(torch.int8)
-
-
-# ---------------------------------------------------------------- layers
-
-
-class IntegerLinear(torch.nn.Module):
-    """A linear layer that multiplies integers with integers; W8A8 when both have 8 bits.
-
-    Weight and input are int8, their products are summed in int32, and the sums are scaled to float32 at the end, so
-    that the layer can stand among others. The input's scale and zero point are either found anew for each item of the
-    batch (dynamic), or fixed beforehand (static).
-
-    Args:
-        weight: float32, (outputs, inputs).
-        bias: float32, (outputs,), or None. It is added in float32.
-        scheme: a Scheme per tensor or per row, for the weight.
-        x_range: None for dynamic; for static the (low, high) of the inputs, as an observer has seen it.
-        x_bits: width of the input's integers, 2 to 8; they are asymmetric.
-
-    Raises:
-        ValueError: the scheme has a scale per column or group. Such a scale differs from one summand to the next, so
-            it cannot wait outside the integer sum.
-    """
-
-    def __init__(self, weight, bias=None, scheme=INT8, x_range=None, x_bits=8):
-        super().__init__()
-        if scheme.axis == 1 or scheme.group_size is not None:
-            raise ValueError(
-                f"an integer sum needs one scale for all the inputs of a row, not one {scheme.granularity}"
-            )
-        qtensor = quantize_tensor(weight, scheme, "weight")
-        self.x_bits = x_bits
-        self.register_buffer("values", qtensor.values)
-        self.register_buffer("scale", qtensor.scale.flatten())
-        self.register_buffer("zero_point", qtensor.zero_point.flatten())
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        x_scale, x_zero_point = (None, None)
-        if x_range is not None:
-            x_scale, x_zero_point = asymmetric_qparams(*(end.float() for end in x_range), x_bits)
-        self.register_buffer("x_scale", x_scale)
-        self.register_buffer("x_zero_point", x_zero_point)
-
-    def forward(self, x):
-        """(..., inputs) -> (..., outputs), float32 both."""
-        x_scale, x_zero_point = self.input_qparams(x)
-        q = quantize(x, x_scale, x_zero_point, self.x_bits)
-        sums = integer_linear(q, x_zero_point.to(torch.int32), self.values, self.zero_point.to(torch.int32))
-        y = sums * (x_scale * self.scale)
-        return y if self.bias is None else y + self.bias
-
-    def input_qparams(self, x):
-        """The scale and zero point of the input: the calibrated ones, or those of each item of the batch."""
-        if self.x_scale is not None:
-            return self.x_scale, self.x_zero_point
-        low, high = channel_range(x, 0)
-        return asymmetric_qparams(low, high, self.x_bits)
-
-    def extra_repr(self):
-        outputs, inputs = self.values.shape
-        return f"{inputs} -> {outputs}, {'dynamic' if self.x_scale is None else 'static'}"
-
-
-class IntegerConv2d(torch.nn.Module):
-    """A convolution that multiplies integers: every patch of the picture is a row for an IntegerLinear.
-
-    Args:
-        conv: a torch.nn.Conv2d with one group and zeros around the picture.
-        scheme, x_range, x_bits: as for IntegerLinear.
-
-    Raises:
-        ValueError: the convolution has groups, or another padding.
-    """
-
-    def __init__(self, conv, scheme=INT8, x_range=None, x_bits=8):
-        super().__init__()
-        if conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-            raise ValueError(f"only a convolution with one group and a padding in numbers can be unfolded, not {conv}")
-        self.window = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation")}
-        self.matrix = IntegerLinear(conv.weight.detach().flatten(1), conv.bias, scheme, x_range, x_bits)
-
-    def forward(self, pictures):
-        """(n, channels, height, width) -> (n, outputs, new height, new width), float32 both."""
-        # The zeros of the padding are quantized with the rest, so they become the zero point, as they must.
-        patches = torch.nn.functional.unfold(pictures, **self.window).transpose(1, 2)
-        columns = self.matrix(patches).transpose(1, 2)
-        return columns.unflatten(2, self.places(pictures.shape[-2:]))
-
-    def places(self, size):
-        """How many places the window takes along the height and the width of a picture."""
-        w = self.window
-        return [
-            (size[i] + 2 * w["padding"][i] - w["dilation"][i] * (w["kernel_size"][i] - 1) - 1) // w["stride"][i] + 1
-            for i in (0, 1)
-        ]
-
-
-def integer_layer(layer, scheme=INT8, x_range=None, x_bits=8):
-    """The IntegerLinear or IntegerConv2d in the place of a torch.nn.Linear or Conv2d; TypeError for any other layer."""
-    if isinstance(layer, torch.nn.Linear):
-        return IntegerLinear(layer.weight, layer.bias, scheme, x_range, x_bits)
-    if isinstance(layer, torch.nn.Conv2d):
-        return IntegerConv2d(layer, scheme, x_range, x_bits)
-    raise TypeError(f"there is no integer layer for a {type(layer).__name__}")

@@ -1,6 +1,5 @@
-"""Whole models: putting quantized layers in the place of float ones, and folding batch norms away."""
+"""Whole models: putting quantized layers in the place of float ones, and saying what was left and why."""
 
-import copy
 import fnmatch
 import functools
 from collections import Counter
@@ -8,22 +7,24 @@ from collections import Counter
 import torch
 
 from qlib.console import progress_bar
-from qlib.linear import QLinear, integer_layer, is_conv1d, weight_of
-from qlib.report import Report, SkippedLayer, quantized_layer, sqnr, state_dict_bytes
-from qlib.scheme import INT8
-from qlib.tensor import check_quantizable
+from qlib.linear import QEmbedding, QLinear, is_conv1d, weight_of
+from qlib.report import QuantizedLayer, Report, SkippedLayer, sqnr, state_dict_bytes
+from qlib.tensor import check_quantizable, quantize_tensor
 
 # ---------------------------------------------------------------- quantized layers in a model
 
 
-def quantize_model(model, scheme, ignore=("lm_head",), progress=True, quantize_layer=QLinear.from_linear):
+def quantize_model(
+    model, scheme, ignore=("lm_head",), progress=True, activation_bits=None, embeddings=False, quantize_layer=None
+):
     """Quantize the weights of a model's linear layers, in place.
 
     Layers are replaced one at a time, so that beside the model there is never more than one layer's weight. All are
     looked at before the first is touched: a weight that cannot be quantized leaves the model as it was.
 
     A layer whose weight another module holds too, such as a head that is tied to the embedding, is left: replacing it
-    would cut the tie. A layer that stands in several places is quantized once, and stays one.
+    would cut the tie. With `embeddings` both are quantized, and share the packed weight. A layer that stands in several
+    places is quantized once, and stays one.
 
     Args:
         model: a torch.nn.Module; its nn.Linear and Conv1D layers become QLinear.
@@ -31,6 +32,8 @@ def quantize_model(model, scheme, ignore=("lm_head",), progress=True, quantize_l
         ignore: which layers to leave, each a name ("lm_head" is also "model.lm_head"), a glob ("*.attn.*") or a
             predicate, called with the name and the layer.
         progress: whether to draw a progress bar where it takes more than two seconds.
+        activation_bits: None for float activations, 8 for int8 ones: see QLinear.
+        embeddings: whether the nn.Embedding layers become QEmbedding, too.
         quantize_layer: what makes a QLinear of (layer, scheme, name); by default it rounds. See qlib.methods.
 
     Returns:
@@ -39,21 +42,36 @@ def quantize_model(model, scheme, ignore=("lm_head",), progress=True, quantize_l
     Raises:
         TypeError, ValueError: a weight is not floating-point or not finite; the message names the layer.
     """
+    quantize_layer = quantize_layer or functools.partial(rounded_layer, activation_bits=activation_bits)
     bytes_before = state_dict_bytes(tensors_of(model))
-    chosen, skipped = choose_layers(model, ignore)
-    places = places_of(model)
-    for name in chosen:
+    tables = embeddings_to_quantize(model, ignore) if embeddings else {}
+    done = {name for group in tables.values() for name in group}
+    chosen, skipped = choose_layers(model, ignore, done)
+    for name in [*chosen, *tables]:
         layer = model.get_submodule(name)
-        check_quantizable(weight_of(layer, name), scheme, f"{name}.weight")
+        check_quantizable(matrix_of(layer, name), scheme, f"{name}.weight")
     quantized = []
-    for name in progress_bar(chosen, "quantizing") if progress else chosen:
+    for name in progress_bar([*chosen, *tables], "quantizing") if progress else [*chosen, *tables]:
         layer = model.get_submodule(name)
-        replacement = quantize_layer(layer, scheme, name)
-        ratio = sqnr(weight_of(layer, name).detach(), replacement.qtensor.dequantize())
-        quantized.append(quantized_layer(name, layer.weight.nbytes, replacement.qtensor, ratio))
-        for place in places[name]:
-            set_submodule(model, place, replacement)
+        if name in tables:
+            new = quantized_tables(model, tables[name], scheme, activation_bits)
+        else:
+            new = {name: quantize_layer(layer, scheme, name)}
+        quantized += report_lines(name, matrix_of(layer, name).detach(), new)
+        replace(model, new)
     return Report(quantized, skipped, bytes_before, state_dict_bytes(tensors_of(model)))
+
+
+def rounded_layer(layer, scheme, name, activation_bits=None):
+    """The QLinear of a layer, rounded to the nearest."""
+    return QLinear.from_linear(layer, scheme, name, activation_bits)
+
+
+def report_lines(name, weight, new):
+    """A QuantizedLayer for each layer of {name: quantized layer}, which share the weight of the one called `name`."""
+    qtensor = new[name].qtensor
+    cost = weight.nbytes, qtensor.nbytes, qtensor.bits_per_weight, sqnr(weight, qtensor.dequantize())
+    return [QuantizedLayer(each, qtensor.scheme, *cost, None if each == name else name) for each in new]
 
 
 def replace_linear(model, scheme, ignore=("lm_head",)):
@@ -68,24 +86,74 @@ def replace_linear(model, scheme, ignore=("lm_head",)):
         the names of the layers that were replaced.
     """
     chosen, _ = choose_layers(model, ignore)
-    replace_layers(model, dict.fromkeys(chosen, functools.partial(empty_layer, QLinear, scheme)))
+    for name in chosen:
+        replace(model, {name: empty_layer(model.get_submodule(name), name, scheme)})
     return chosen
 
 
-def replace_layers(model, empties):
-    """Put an empty layer in the place of each float one in {name: what makes it, of (layer, name)}, in place."""
-    places = places_of(model)
-    for name, empty in empties.items():
-        layer = model.get_submodule(name)
-        replacement = empty(layer, name).train(layer.training)
-        for place in places.get(name, [name]):  # not there: it stands inside a layer that has just been put in
-            set_submodule(model, place, replacement)
-
-
-def empty_layer(layer_class, scheme, linear, name):
-    """An empty QLinear, or a layer that is made like one, with the sizes, the bias and the device of a linear layer."""
+def empty_layer(linear, name, scheme):
+    """An empty QLinear with the sizes, the bias and the device of a linear layer."""
     outputs, inputs = weight_of(linear, name).shape
-    return layer_class(inputs, outputs, scheme, linear.bias is not None, linear.weight.device)
+    return QLinear(inputs, outputs, scheme, linear.bias is not None, linear.weight.device).train(linear.training)
+
+
+def replace(model, layers):
+    """Put layers in the place of others, {name: layer}, in place: wherever in the tree the same module stands."""
+    places = places_of(model)
+    for name, layer in layers.items():
+        for place in places[name]:
+            set_submodule(model, place, layer)
+
+
+# ---------------------------------------------------------------- embeddings
+
+
+def embeddings_to_quantize(model, ignore):
+    """The tables of a model that can be quantized: {name of an embedding: names of all layers on its weight}.
+
+    Left out are those that `ignore` speaks of, and a table that something else than an embedding or a linear layer
+    holds too.
+    """
+    holders = {}
+    for name, module in model.named_modules():
+        for weight in module.parameters(recurse=False):
+            holders.setdefault(id(weight), {})[name] = module
+    tables = {}
+    for name, module in model.named_modules():
+        if is_embedding(module) and name and not is_ignored(name, module, ignore):
+            group = holders[id(module.weight)]
+            first = next(holder for holder, layer in group.items() if is_embedding(layer))
+            if name == first and all(is_embedding(m) or is_linear(m) for m in group.values()):
+                tables[name] = [name, *(other for other in group if other != name)]
+    return tables
+
+
+def quantized_tables(model, names, scheme, activation_bits):
+    """{name: QEmbedding or QLinear} of layers that hold one weight: it is quantized once, and they share its memory."""
+    first = model.get_submodule(names[0])
+    qtensor = quantize_tensor(first.weight, scheme, f"{names[0]}.weight")
+    layers = {}
+    for name in names:
+        layer = model.get_submodule(name)
+        if is_embedding(layer):
+            layers[name] = QEmbedding.from_qtensor(qtensor, layer)
+        else:
+            layers[name] = QLinear.from_qtensor(qtensor, layer.bias, activation_bits).train(layer.training)
+    return layers
+
+
+def is_embedding(layer):
+    """Whether a QEmbedding can do a layer's work: an nn.Embedding that looks rows up and does nothing else."""
+    plain = isinstance(layer, torch.nn.Embedding) and type(layer).forward is torch.nn.Embedding.forward
+    return plain and layer.max_norm is None
+
+
+def matrix_of(layer, name):
+    """The weight of an embedding, or of a linear layer as (outputs, inputs)."""
+    return layer.weight if isinstance(layer, torch.nn.Embedding) else weight_of(layer, name)
+
+
+# ---------------------------------------------------------------- which layers
 
 
 def layers_to_quantize(model, ignore):
@@ -109,14 +177,17 @@ def layers_to_quantize(model, ignore):
     ]
 
 
-def choose_layers(model, ignore):
-    """The names of the linear layers to quantize, and a SkippedLayer for each other module that holds a matrix."""
+def choose_layers(model, ignore, others=()):
+    """The names of the linear layers to quantize, and a SkippedLayer for each other module that holds a matrix.
+
+    `others` are names of layers that are quantized in another way.
+    """
     chosen, skipped = layers_to_quantize(model, ignore), []
     holders = {}
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
             holders.setdefault(id(parameter), []).append(f"{name}.{key}")
-    done = set(chosen)
+    done = {*chosen, *others}
     for name, module in model.named_modules():
         nbytes = sum(parameter.nbytes for parameter in module.parameters(recurse=False) if parameter.ndim > 1)
         if nbytes and name not in done:
@@ -235,83 +306,3 @@ def layers_to_leave(damage, price, budget):
             taken.append(name)
             budget -= price[name]
     return taken
-
-
-# ---------------------------------------------------------------- batch norms and integer nets
-
-
-def fuse_conv_bn(conv, bn):
-    """Fold a batch norm into the convolution before it: one layer that computes what the two do one after the other.
-
-    In evaluation mode a batch norm is a straight line for each channel, gamma * (x - mean) / sqrt(var + eps) + beta.
-    A convolution followed by a straight line is a convolution with another weight and another bias.
-
-    Args:
-        conv: a torch.nn.Conv2d, with or without a bias.
-        bn: the torch.nn.BatchNorm2d after it: weight (gamma), bias (beta), running_mean, running_var, eps.
-
-    Returns:
-        a new torch.nn.Conv2d; `conv` and `bn` stay as they are.
-    """
-    factor = bn.weight / torch.sqrt(bn.running_var + bn.eps)
-    bias = 0 if conv.bias is None else conv.bias
-    fused = copy.deepcopy(conv)
-    fused.weight = torch.nn.Parameter(conv.weight * factor.reshape(-1, 1, 1, 1))
-    fused.bias = torch.nn.Parameter(bn.bias + (bias - bn.running_mean) * factor)
-    return fused
-
-
-def fuse_batch_norms(net):
-    """A copy of a Sequential in which each batch norm is folded into the convolution right before it.
-
-    Raises:
-        ValueError: the net is in training mode, where a batch norm follows its batch and is no straight line.
-    """
-    if net.training:
-        raise ValueError("a batch norm can only be folded in evaluation mode: call net.eval() first")
-    fused, before = {}, None
-    for name, layer in net.named_children():
-        if isinstance(layer, torch.nn.BatchNorm2d) and isinstance(fused.get(before), torch.nn.Conv2d):
-            fused[before] = fuse_conv_bn(fused[before], layer)
-        else:
-            fused[name], before = copy.deepcopy(layer), name
-    return sequential(fused).eval().requires_grad_(False)
-
-
-def integer_net(net, scheme=INT8, observers=None, x_bits=8):
-    """A copy of a Sequential with integer layers in the place of its linear and convolutional ones.
-
-    Args:
-        net: a torch.nn.Sequential; what is neither a Linear nor a Conv2d is kept.
-        scheme: of the weights, per tensor or per row.
-        observers: {name of a layer: observer of its inputs}, as `calibrate` gives it, for static quantization; None
-            for dynamic.
-        x_bits: width of the layers' inputs.
-
-    Raises:
-        ValueError: a layer has no observer; the message names it.
-    """
-    layers = {}
-    for name, layer in net.named_children():
-        if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
-            layers[name] = integer_layer(layer, scheme, observed_range(observers, name), x_bits)
-        else:
-            layers[name] = copy.deepcopy(layer)
-    return sequential(layers).eval()
-
-
-def observed_range(observers, name):
-    """The range of a layer's inputs, or None where there are no observers at all."""
-    if observers is None:
-        return None
-    if name not in observers:
-        raise ValueError(f"layer {name!r} was not calibrated: no input reached it inside `with calibrate(...)`")
-    return observers[name].range()
-
-
-def sequential(layers):
-    """A torch.nn.Sequential of {name: layer}."""
-    net = torch.nn.Sequential()
-    for name, layer in layers.items():
-        net.add_module(name, layer)
-    return net

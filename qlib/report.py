@@ -287,7 +287,10 @@ def holds_words(cells):
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedLayer:
-    """One layer of a Report: its scheme, its weight's bytes before and after, bits per weight and SQNR in decibels."""
+    """One layer of a Report: its scheme, its weight's bytes before and after, bits per weight and SQNR in decibels.
+
+    `shared_with` is the layer whose weight it is too, or None.
+    """
 
     name: str
     scheme: Scheme
@@ -295,6 +298,7 @@ class QuantizedLayer:
     bytes_after: int
     bits_per_weight: float
     sqnr: float
+    shared_with: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,7 +331,7 @@ class Report:
         rows = [
             {
                 "layer": layer.name,
-                "scheme": str(layer.scheme),
+                "scheme": str(layer.scheme) + (f", shared with {layer.shared_with}" if layer.shared_with else ""),
                 "before": in_units(layer.bytes_before),
                 "after": in_units(layer.bytes_after),
                 "bits per weight": layer.bits_per_weight,
@@ -347,8 +351,3 @@ class Report:
 
     def _repr_html_(self):
         return f"<p>{html.escape(repr(self).splitlines()[0])}</p>{self.table._repr_html_()}"
-
-
-def quantized_layer(name, bytes_before, qtensor, ratio):
-    """The QuantizedLayer of a QTensor."""
-    return QuantizedLayer(name, qtensor.scheme, bytes_before, qtensor.nbytes, qtensor.bits_per_weight, ratio)

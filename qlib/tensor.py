@@ -149,6 +149,14 @@ def quantize_tensor(tensor, scheme, name="tensor"):
     return QTensor(values, scale, zero_point, scheme)
 
 
+def stored_qparams(tensor, scheme):
+    """What a method starts from that changes one of them: the parts of the scales as the scheme keeps them, the float32
+    scales that these stand for, and the zero points."""
+    scale, zero_point = choose_qparams(tensor, scheme)
+    parts = store_scale(scale, scheme, tensor)
+    return parts, read_scale(parts, scheme, scale.shape), zero_point
+
+
 def fake_quantize(tensor, scheme):
     """Quantize and dequantize at once: `tensor` as it would be after a trip through its codes, in float32.
 
@@ -204,6 +212,11 @@ def check_scale_dtype(name, found, dtype, scheme):
         raise ValueError(f"{name} is {found}, not a floating-point tensor")
     if scheme.scales != "float32" and found != dtype:
         raise ValueError(f"{name} is {found}; {scheme}, keeps it as {dtype}")
+
+
+def part_names(scheme):
+    """The names of the parts of a QTensor of a scheme."""
+    return ["packed", *SCALE_PARTS[scheme.scales], *([] if scheme.symmetric else ["zero_point"])]
 
 
 def part_shapes(shape, scheme):

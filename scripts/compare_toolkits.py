@@ -26,7 +26,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # the bench's env
 
 from course.models import DATA, load_digits, load_digits_conv
 from qlib import Scheme, save_tensors
-from qlib.model import fuse_batch_norms, integer_net
+from qlib.methods.static import fuse_batch_norms, integer_net
 from qlib.observers import MinMax, calibrate
 from qlib.report import sqnr
 

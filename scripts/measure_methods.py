@@ -7,6 +7,7 @@ that it was trained on and measured on modules that it never saw, the encoder on
 """
 
 import copy
+import dataclasses
 import functools
 import json
 import math
@@ -14,17 +15,15 @@ import math
 import torch
 
 from course.models import DATA, embed, load_code_model, load_code_tokens, load_encoder, load_sentences, perplexity
-from qlib import Scheme, quantize_model
+from qlib import NF4, Scheme, quantize_model
 from qlib.console import progress_bar
 from qlib.methods import (
-    NF4,
     awq_model,
     awq_rescale,
     emulate_outliers,
     gptq_model,
     hqq_model,
     llm_int8_model,
-    nf4_model,
     smooth,
 )
 from qlib.report import cosine
@@ -59,8 +58,10 @@ WEIGHT_METHODS = {
     "AWQ, dividing at run time": awq_dividing,
     "HQQ": lambda model, scheme, _: hqq_model(model, scheme),
     "HQQ, whole zero points": lambda model, scheme, _: hqq_model(model, scheme, torch.int8),
-    "NF4": lambda model, scheme, _: nf4_model(model, NF4(scheme.group_size, double=False)),
-    "NF4, double quantization": lambda model, scheme, _: nf4_model(model, NF4(scheme.group_size)),
+    "NF4": lambda model, scheme, _: quantize_model(model, Scheme(4, group_size=scheme.group_size, grid="nf4")),
+    "NF4, double quantization": lambda model, scheme, _: quantize_model(
+        model, dataclasses.replace(NF4, group_size=scheme.group_size)
+    ),
 }
 
 

@@ -10,8 +10,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from course.models import DATA, accuracy, load_digits, load_digits_conv, load_digits_qat
-from qlib.checkpoint import save_tensors
 from qlib.console import progress_bar
+from qlib.files import save_tensors
 from qlib.methods.qat import convert_qat, prepare_qat
 from qlib.scheme import Scheme
 

@@ -17,7 +17,7 @@ from course.figures import lesson_01, lesson_03, lesson_05, lesson_08, lesson_09
 from course.models import DATA, load_digits, load_digits_conv, load_encoder
 from qlib import Scheme, dequantize, load_tensors, quantize, quantize_tensor
 from qlib.affine import asymmetric_qparams
-from qlib.model import fuse_batch_norms
+from qlib.methods.static import fuse_batch_norms
 from qlib.observers import Percentile, calibrate, percentile_range, range_error
 from qlib.packing import get_field
 from qlib.plot import significant

@@ -12,9 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import qlib.linear
 from qlib import QLinear, Scheme
 from qlib.affine import expand_groups
+from qlib.console import word_after
 from qlib.kernels import choose as kernels
+from qlib.kernels import numba_kernels
 from tests.strategies import schemes
 
 numba = pytest.importorskip("numba")
@@ -73,14 +76,14 @@ def assert_right(quantized, x, of_the_weights=0.0):
 def ways(monkeypatch):
     """The names of the ways that were taken, in order."""
     taken = []
-    for name in ("through_rows", "through_blocks", "plain_linear"):
-        way = getattr(kernels, name)
+    for module, name in ((kernels, "through_rows"), (kernels, "through_blocks"), (qlib.linear, "plain_linear")):
+        way = getattr(module, name)
 
         def noted(*args, name=name, way=way):
             taken.append(name)
             return way(*args)
 
-        monkeypatch.setattr(kernels, name, noted)
+        monkeypatch.setattr(module, name, noted)
     return taken
 
 
@@ -208,6 +211,8 @@ def test_nan_and_infinity_do_not_get_lost():
 
 
 def test_float32_stays_float32_unless_pytorch_was_told_otherwise(monkeypatch):
+    if not kernels.has_bfloat16():
+        monkeypatch.setattr(kernels, "ONEDNN", None)  # which refuses bfloat16 where the CPU has no instructions for it
     monkeypatch.setattr(kernels, "has_bfloat16", lambda: True)
     quantized, x = layer(Scheme(8)), inputs(17, 256)
     assert kernels.block_dtype(torch.float32) == kernels.block_dtype(torch.float16) == torch.float32
@@ -267,7 +272,7 @@ def test_a_traced_model_holds_the_formula():
 def test_without_numba_and_in_a_forked_child_the_formula_does_it(monkeypatch, ways):
     monkeypatch.setattr(kernels, "FORKED", True)
     assert_right(layer(Scheme(8)), inputs(1, 256))
-    monkeypatch.setattr(kernels, "numba", None)
+    monkeypatch.setattr(kernels, "HAS_NUMBA", False)
     assert kernels.plan_for(Scheme(8), 256) is None
     assert_right(layer(Scheme(8)), inputs(1, 256))
     assert ways == ["plain_linear"] * 2
@@ -325,7 +330,7 @@ def test_nothing_is_kept_beside_the_buffers():
 
 
 def test_threads_may_call_at_once_and_pytorchs_number_of_threads_counts(monkeypatch):
-    monkeypatch.setattr(kernels, "ONE_THREAD", 0)
+    monkeypatch.setattr(numba_kernels, "ONE_THREAD", 0)
     quantized, x = layer(Scheme(8)), inputs(1, 256)
     right, found = quantized(x), []
     threads = [threading.Thread(target=lambda: found.append(quantized(x))) for _ in range(4)]
@@ -336,10 +341,10 @@ def test_threads_may_call_at_once_and_pytorchs_number_of_threads_counts(monkeypa
 def test_a_slow_compile_says_so_unless_under_test(monkeypatch, capsys):
     for strict, text in (("0", "compiling\n"), ("1", "")):
         monkeypatch.setenv("QLIB_STRICT", strict)
-        with kernels.word_after(0.0, "compiling"):
+        with word_after(0.0, "compiling"):
             threading.Event().wait(0.1)
         assert capsys.readouterr().err == text
-    with kernels.word_after(60.0, "compiling"):
+    with word_after(60.0, "compiling"):
         pass
     assert capsys.readouterr().err == ""
 
@@ -349,7 +354,7 @@ def test_the_kernels_are_right_with_the_vectors_of_any_cpu():
         "import tests.test_kernels as t\n"
         "for scheme in (t.SCHEMES[3], t.SCHEMES[5]):\n"
         "    for rows in (1, 17): t.assert_right(t.layer(scheme), t.inputs(rows, 256))\n"
-        "assert t.kernels.compiled.cache_info().currsize >= 4\n"
+        "assert t.numba_kernels.compiled.cache_info().currsize >= 4\n"
     )
     environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
@@ -382,12 +387,12 @@ def test_whole_words_are_read_where_the_groups_fill_them(scheme, columns, ways):
     assert "plain_linear" not in ways
 
 
-@pytest.mark.parametrize("maker", [kernels.row_kernel, kernels.bytes_row_kernel])
+@pytest.mark.parametrize("maker", [numba_kernels.row_kernel, numba_kernels.bytes_row_kernel])
 def test_the_kernel_for_one_thread_is_not_taken_from_the_disk_for_that_of_many(maker):
     """Numba's files on disk are told apart by code and constants, not by options: these two once were not."""
     keys = []
     for parallel in (False, True):
-        kernel = kernels.compiled(maker, (4, 8), parallel)
+        kernel = numba_kernels.compiled(maker, (4, 8), parallel)
         keys.append(kernel._cache._index_key(kernel.signatures[0], kernel.targetctx.codegen()))
     assert keys[0] != keys[1]
 
@@ -396,8 +401,8 @@ def test_starting_numbas_threads_leaves_pytorchs_number_as_it_is():
     script = """
         import numba, torch
         torch.set_num_threads(1)
-        from qlib.kernels import choose as kernels
-        kernels.threads_in_pool()
+        from qlib.kernels import numba_kernels
+        numba_kernels.threads_in_pool()
         assert numba.get_num_threads() == numba.config.NUMBA_NUM_THREADS
         assert torch.get_num_threads() == 1, torch.get_num_threads()
     """
@@ -409,8 +414,8 @@ def test_one_thread_does_it_where_numba_has_only_its_simplest_pool():
         import torch
         import tests.test_kernels as t
         torch.set_num_threads(2)
-        assert t.kernels.threads_in_pool() == 1
-        t.kernels.ONE_THREAD = 0
+        assert t.numba_kernels.threads_in_pool() == 1
+        t.numba_kernels.ONE_THREAD = 0
         t.assert_right(t.layer(t.Scheme(8)), t.inputs(1, 256))
     """
     run_alone(script, NUMBA_THREADING_LAYER="workqueue")

@@ -15,8 +15,18 @@ from course.exercises.judge import INCORRECT, judge
 from course.figures import lesson_09 as figures
 from course.models import DATA, accuracy, digits_conv_net, load_digits, load_digits_conv
 from qlib import Scheme, choose_qparams, dequantize, quant_range, quantize
-from qlib.linear import IntegerConv2d, IntegerLinear, integer_layer, integer_linear, linear_w8a32, requantize
-from qlib.model import fuse_batch_norms, fuse_conv_bn, integer_net, sequential
+from qlib.linear import integer_linear
+from qlib.methods.static import (
+    IntegerConv2d,
+    IntegerLinear,
+    fuse_batch_norms,
+    fuse_conv_bn,
+    integer_layer,
+    integer_net,
+    linear_w8a32,
+    requantize,
+    sequential,
+)
 from qlib.observers import MinMax, calibrate
 from qlib.report import sqnr, state_dict_bytes
 

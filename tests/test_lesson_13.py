@@ -13,7 +13,8 @@ import transformers
 from course.figures import lesson_13 as figures
 from qlib import INT4, QLinear, Scheme, quantize_tensor, replace_linear
 from qlib.affine import block_range, qparam_shape
-from qlib.checkpoint import DTYPES, put_tensor, read_tensor, save_quantized
+from qlib.checkpoint import put_tensor, save_quantized
+from qlib.files import DTYPES, read_tensor
 from qlib.model import still_on_meta
 from qlib.report import peak_memory, state_dict_bytes
 from tests.lessons import ROOT

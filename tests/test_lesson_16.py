@@ -10,8 +10,7 @@ from course.exercises.judge import judge
 from course.exercises.lesson_16 import PACKED_LINEAR
 from course.figures import lesson_16 as figures
 from qlib import INT2, QLinear, Scheme, pack, unpack
-from qlib.kernels import choose as kernels
-from qlib.linear import packed_linear
+from qlib.linear import packed_linear, plain_linear
 from qlib.report import memory_traffic
 
 EIGHT = [1, 0, 3, 2, 3, 3, 3, 3]
@@ -77,7 +76,7 @@ def test_packed_linear_is_the_plain_formula_of_qlinear(bits, inputs, group_size,
     layer = QLinear.from_linear(torch.nn.Linear(inputs, 5, bias=bias), scheme)
     x = torch.linspace(-1, 1, 2 * inputs).reshape(2, inputs)
     mine = packed_linear(x, layer.packed, layer.scale, layer.zero_point, bits, group_size, layer.bias)
-    plain = kernels.plain_linear(x, layer.packed, layer.scale, layer.zero_point, layer.bias, scheme, inputs)
+    plain = plain_linear(x, layer.qtensor, layer.bias)
     torch.testing.assert_close(mine, plain)
     with torch.no_grad():
         torch.testing.assert_close(mine, layer(x), rtol=1e-5, atol=1e-5)

@@ -13,8 +13,8 @@ from course.figures import lesson_17 as figures
 from course.models import DATA, load_code_tokens, load_encoder, load_sentences
 from qlib import Scheme, dequantize, methods, quantize_tensor
 from qlib.affine import expand_groups
+from qlib.linear import integer_part
 from qlib.methods.gptq import inverse_factor
-from qlib.methods.llm_int8 import integer_part
 from tests.test_plot import assert_draws
 
 ROOT = pathlib.Path(__file__).parent.parent

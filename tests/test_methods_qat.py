@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from course.models import DATA, accuracy, load_digits, load_digits_conv, load_digits_qat
 from qlib import QTensor, Scheme, choose_qparams, fake_quantize, load_tensors, quant_range, save_tensors
 from qlib.methods import FakeQuantize, StraightThrough, convert_qat, prepare_qat
-from qlib.model import fuse_batch_norms, integer_net
+from qlib.methods.static import fuse_batch_norms, integer_net
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fake_quantize.*")
 TWO_BITS = Scheme(bits=2, axis=None)

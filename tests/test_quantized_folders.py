@@ -265,7 +265,7 @@ def killed_in(script, cwd):
 KILL_AT = """
     import os, pathlib, signal, sys
     sys.path.insert(0, {root!r})
-    from qlib import Scheme, checkpoint, quantize_checkpoint, quantize_model, save_quantized
+    from qlib import Scheme, checkpoint, files, quantize_checkpoint, quantize_model, save_quantized
     from tests.tiny_models import tiny_model
     def die(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -283,7 +283,7 @@ def test_a_save_that_is_killed_leaves_the_old_folder_whole(folder, llama, root):
     prepare = f"""
     model = tiny_model("Llama")
     quantize_model(model, Scheme(bits=8))
-    checkpoint.put_in_place = die
+    files.put_in_place = die
     save_quantized(model, {str(folder)!r})
     """
     assert killed_in(KILL_AT.format(root=root, prepare=prepare), root)

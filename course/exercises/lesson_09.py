@@ -7,8 +7,8 @@ import torch
 from course.exercises.exercise import Case, Exercise, Mistake, Property
 from course.exercises.judge import kind
 from qlib.affine import quant_range
-from qlib.linear import integer_linear, requantize
-from qlib.model import fuse_conv_bn
+from qlib.linear import integer_linear
+from qlib.methods.static import fuse_conv_bn, requantize
 from qlib.observers import MovingAverage
 
 

@@ -11,7 +11,8 @@ import torch
 from torch.nn import Embedding, Linear, ModuleDict, Parameter, Sequential
 
 from course.exercises.exercise import Case, Exercise, Mistake, Property
-from qlib.checkpoint import DTYPES, put_tensor, read_tensor
+from qlib.checkpoint import put_tensor
+from qlib.files import DTYPES, read_tensor
 from qlib.linear import QLinear
 from qlib.model import still_on_meta
 from qlib.report import in_units

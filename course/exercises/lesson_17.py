@@ -4,8 +4,8 @@ import torch
 
 from course.exercises.exercise import Case, Exercise, Mistake
 from qlib.affine import dequantize, quant_range, quantize, symmetric_qparams
+from qlib.linear import integer_part, mixed_matmul
 from qlib.methods.gptq import gptq_step
-from qlib.methods.llm_int8 import integer_part, mixed_matmul
 from qlib.methods.qat import straight_through
 from qlib.methods.smoothquant import smoothing_scale
 from qlib.scheme import Scheme

@@ -17,8 +17,7 @@ import torch
 from course.capstone import BUDGET, HELD_OUT, best_within, in_float32, load_best, load_results, weight_file_bytes
 from course.figures.lesson_18 import budget_curve
 from course.models import load_code_model, load_code_tokens, perplexity
-from qlib.checkpoint import load_quantized, save_quantized
-from qlib.kinds import kind_of
+from qlib.checkpoint import QUANTIZED, load_quantized, save_quantized
 from qlib.linear import QLinear, weight_of
 from qlib.model import layers_to_quantize
 from qlib.report import Report
@@ -136,7 +135,7 @@ def what_is_wrong_at_once(task, returned):
         return "it returned the Report of a method; return the model, which was changed in place."
     if not isinstance(returned, type(task.model)):
         return f"it returned a value of the type {type(returned).__name__}, where the model is asked for."
-    if not any(map(kind_of, returned.modules())):
+    if not any(isinstance(layer, QUANTIZED) for layer in returned.modules()):
         cause = ROUNDED_FLOATS if is_on_grids(returned) else AS_FLOATS
         return f"no layer of it is quantized, and `save_quantized` refuses it. {so(cause)}"
     return None

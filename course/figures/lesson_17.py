@@ -21,7 +21,7 @@ from course.figures.shared import (
     without_exponent,
 )
 from qlib.affine import choose_qparams, dequantize, quant_range, quantize
-from qlib.methods.llm_int8 import integer_part
+from qlib.linear import integer_part
 from qlib.methods.smoothquant import smoothing_scale
 from qlib.plot import Picture, line_styles, new_figure, points_of, significant
 from qlib.report import as_text, sqnr

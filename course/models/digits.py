@@ -7,8 +7,8 @@ import safetensors.torch
 import torch
 
 from course.models.loading import DATA
-from qlib.checkpoint import load_tensors
-from qlib.model import fuse_batch_norms
+from qlib.files import load_tensors
+from qlib.methods.static import fuse_batch_norms
 from qlib.tensor import QTensor
 
 

@@ -8,8 +8,8 @@ import math
 
 import torch
 
-from qlib.affine import block_range, choose_qparams, expand_groups, quant_range
-from qlib.grids import encode, mark_empty_blocks, read_scale, store_scale
+from qlib.affine import block_range, choose_qparams, expand_groups, nonzero_scale, quant_range
+from qlib.grids import block_absmax, encode, read_scale, scale_parts
 from qlib.packing import pack
 
 # Values that are quantized at a time: a megabyte of float32, which a core has in its own cache.
@@ -19,9 +19,9 @@ BLOCK_SIZE = 64 * 4096
 def quantize_in_blocks(tensor, scheme):
     """The packed codes, the parts of the scale, and the zero point of a tensor of two dimensions or more."""
     blocks = row_blocks(tensor.shape)
-    scale, zero_point = qparams_in_blocks([tensor[rows] for rows in blocks], scheme)
-    parts = store_scale(scale, scheme)
-    scale = read_scale(parts, scheme, scale.shape)
+    scale, zero_point, absmax = qparams_in_blocks([tensor[rows] for rows in blocks], scheme)
+    parts = scale_parts(scale, scheme, absmax)
+    scale = nonzero_scale(read_scale(parts, scheme, scale.shape))
     octets = (tensor.shape[-1] * scheme.bits + 7) // 8
     packed = torch.empty((*tensor.shape[:-1], octets), dtype=torch.uint8, device=tensor.device)
     for rows in blocks:
@@ -42,16 +42,15 @@ def row_blocks(shape):
 
 
 def qparams_in_blocks(blocks, scheme):
-    """What `choose_qparams` gives for all the blocks together."""
+    """What `choose_qparams` gives for all the blocks together, and what `block_absmax` gives."""
     if scheme.axis == 0:
-        qparams = [choose_qparams(block, scheme) for block in blocks]
-        scale = torch.cat([mark_empty_blocks(scale, block, scheme) for (scale, _), block in zip(qparams, blocks)])
-        return scale, qparams[0][1] if scheme.symmetric else torch.cat([zero_point for _, zero_point in qparams])
+        scales, zero_points, absmaxes = zip(*((*choose_qparams(b, scheme), block_absmax(b, scheme)) for b in blocks))
+        zero_point = zero_points[0] if scheme.symmetric else torch.cat(zero_points)
+        return torch.cat(scales), zero_point, None if absmaxes[0] is None else torch.cat(absmaxes)
     lows, highs = zip(*(block_range(block.float(), scheme) for block in blocks))
     ends = [torch.stack(lows).amin(0), torch.stack(highs).amax(0)]
     ends = torch.cat(ends) if scheme.axis == 1 else torch.stack(ends)  # a small tensor of the same ranges
-    scale, zero_point = choose_qparams(ends, scheme)
-    return mark_empty_blocks(scale, ends, scheme), zero_point
+    return *choose_qparams(ends, scheme), block_absmax(ends, scheme)
 
 
 def packed_codes(block, scale, zero_point, scheme):

@@ -8,20 +8,17 @@ from qlib.methods.awq import awq_model, awq_rescale, awq_scale
 from qlib.methods.calibration import channel_magnitudes, hessian, output_errors
 from qlib.methods.gptq import gptq_model, gptq_quantize, gptq_step
 from qlib.methods.hqq import half_quadratic_zero_points, hqq_model, hqq_quantize
-from qlib.methods.llm_int8 import Int8Linear, llm_int8_model, mixed_matmul
-from qlib.methods.nf4 import NF4, QLORA, NF4Linear, NF4Tensor, nf4_code_book, nf4_model, nf4_quantize
+from qlib.methods.llm_int8 import llm_int8_model
 from qlib.methods.qat import FakeQuantize, StraightThrough, convert_qat, prepare_qat, straight_through
 from qlib.methods.rescale import DividedInput, SharedInput, emulate_outliers, rescale_model, shared_inputs
 from qlib.methods.smoothquant import smooth, smoothing_scale, smoothquant_model
+from qlib.methods.static import IntegerConv2d, IntegerLinear, fuse_batch_norms, fuse_conv_bn, integer_net, requantize
 
 __all__ = [
-    "NF4",
-    "QLORA",
     "DividedInput",
     "FakeQuantize",
-    "Int8Linear",
-    "NF4Linear",
-    "NF4Tensor",
+    "IntegerConv2d",
+    "IntegerLinear",
     "SharedInput",
     "StraightThrough",
     "awq_model",
@@ -30,6 +27,8 @@ __all__ = [
     "channel_magnitudes",
     "convert_qat",
     "emulate_outliers",
+    "fuse_batch_norms",
+    "fuse_conv_bn",
     "gptq_model",
     "gptq_quantize",
     "gptq_step",
@@ -37,13 +36,11 @@ __all__ = [
     "hessian",
     "hqq_model",
     "hqq_quantize",
+    "integer_net",
     "llm_int8_model",
-    "mixed_matmul",
-    "nf4_code_book",
-    "nf4_model",
-    "nf4_quantize",
     "output_errors",
     "prepare_qat",
+    "requantize",
     "rescale_model",
     "shared_inputs",
     "smooth",

@@ -4,12 +4,16 @@ Frantar et al. 2023, "GPTQ: Accurate Post-Training Quantization for Generative P
 (arXiv:2210.17323), section 4, Algorithm 1.
 """
 
+import functools
+
 import torch
 
-from qlib.affine import choose_qparams, dequantize, expand_groups, quantize
+from qlib.affine import dequantize, expand_groups, quantize
+from qlib.grids import decode, encode
 from qlib.linear import weight_of
 from qlib.methods.calibration import hessian, output_errors, quantize_as_it_runs
-from qlib.tensor import QTensor, check_quantizable, quantize_tensor
+from qlib.scheme import SHARED_SCALES
+from qlib.tensor import QTensor, check_quantizable, quantize_tensor, stored_qparams
 
 BLOCK = 128  # columns whose errors reach the rest of the matrix together (section 4, step 2)
 
@@ -43,7 +47,8 @@ def gptq_quantize(weight, hessian, scheme, damping=0.01, act_order=False, name="
         weight: (rows, columns), of any floating dtype.
         hessian: (columns, columns) of the layer's inputs; see `qlib.methods.hessian`.
         scheme: a Scheme. The scale of a group is found when the group is reached, from what its weights are by then;
-            scales that are shared more widely, or by column, are those of rounding.
+            scales that are shared more widely, by column, or kept with numbers of the whole tensor, are those of
+            rounding.
         damping: added to the Hessian's diagonal, as a share of its mean (section 4, step 3).
         act_order: whether to begin with the columns whose inputs are largest. Groups then keep the scales of rounding,
             for their columns are not met together. (An option of the authors' code, later than the paper.)
@@ -72,15 +77,19 @@ def gptq_quantize(weight, hessian, scheme, damping=0.01, act_order=False, name="
         order = hessian.diagonal().argsort(descending=True, stable=True)
     factor = inverse_factor(hessian[order][:, order], damping)
     scale, zero_point = (part[:, order].clone() for part in grid)
-    group_size = None if act_order else scheme.group_size
+    group_size = None if act_order or scheme.scales in SHARED_SCALES else scheme.group_size
     values = quantize_columns(weight[:, order], factor, scale, zero_point, scheme, group_size)
 
     back = order.argsort()
     values, scale, zero_point = values[:, back], scale[:, back], zero_point[:, back]
-    lost = output_errors(weight, dequantize(values, scale, zero_point), hessian)
+    lost = output_errors(weight, decode(values, scale, zero_point, scheme), hessian)
     worse = lost > output_errors(weight, rounded.dequantize(), hessian)
     values[worse], scale[worse], zero_point[worse] = rounded.values[worse], grid[0][worse], grid[1][worse]
-    return qtensor_of_columns(values, scale, zero_point, scheme)
+    if group_size is None:
+        return QTensor(values, rounded.scale_parts, rounded.zero_point, scheme)
+    first = (slice(None), slice(None, None, group_size))  # the scale of a group's first column is the group's
+    zero_point = rounded.zero_point if scheme.symmetric else zero_point[first].clone()
+    return QTensor(values, scale[first].clone(), zero_point, scheme)
 
 
 def quantize_columns(weight, factor, scale, zero_point, scheme, group_size=None):
@@ -94,10 +103,12 @@ def quantize_columns(weight, factor, scale, zero_point, scheme, group_size=None)
         group_size: columns whose scale is found anew when they are reached, or None.
 
     Returns:
-        int8, (rows, columns).
+        (rows, columns): int8 integers, or another grid's codes, uint8.
     """
-    weight, values = weight.clone(), torch.empty(weight.shape, dtype=torch.int8)
-    columns = weight.shape[1]
+    step, dtype = functools.partial(grid_step, scheme=scheme), torch.uint8
+    if scheme.grid == "integer":
+        step, dtype = functools.partial(gptq_step, bits=scheme.bits), torch.int8
+    weight, values, columns = weight.clone(), torch.empty(weight.shape, dtype=dtype), weight.shape[1]
     # A block holds whole groups: the last column of a group must have had all errors when its scale is found.
     width = BLOCK if group_size is None else group_size * max(1, BLOCK // group_size)
     for start in range(0, columns, width):
@@ -106,9 +117,9 @@ def quantize_columns(weight, factor, scale, zero_point, scheme, group_size=None)
         for i in range(start, end):
             if group_size is not None and i % group_size == 0:
                 group = slice(i, i + group_size)
-                scale[:, group], zero_point[:, group] = choose_qparams(weight[:, group], scheme)
-            values[:, i], errors[:, i - start], weight[:, i + 1 : end] = gptq_step(
-                weight[:, i:end], factor[i, i:end], scale[:, i], zero_point[:, i], scheme.bits
+                _, scale[:, group], zero_point[:, group] = stored_qparams(weight[:, group], scheme)
+            values[:, i], errors[:, i - start], weight[:, i + 1 : end] = step(
+                weight[:, i:end], factor[i, i:end], scale[:, i], zero_point[:, i]
             )
         weight[:, end:] -= errors @ factor[start:end, end:]
     return values
@@ -132,6 +143,14 @@ def gptq_step(weight, factor_row, scale, zero_point, bits):
     return values, error, weight[:, 1:] - error.outer(factor_row[1:])
 
 
+def grid_step(weight, factor_row, scale, zero_point, scheme):
+    """`gptq_step` on another grid than the integers; `values` are its codes, uint8."""
+    scale = scale.unsqueeze(1)
+    values = encode(weight[:, :1], scale, zero_point, scheme)
+    error = (weight[:, :1] - decode(values, scale, zero_point, scheme)).squeeze(1) / factor_row[0]
+    return values.squeeze(1), error, weight[:, 1:] - error.outer(factor_row[1:])
+
+
 def inverse_factor(hessian, damping):
     """The upper triangular U with UᵀU = H⁻¹, of the damped Hessian (section 4, step 3).
 
@@ -151,15 +170,3 @@ def inverse_factor(hessian, damping):
         return torch.linalg.cholesky(inverse, upper=True).float()
     except torch.linalg.LinAlgError:
         raise ValueError(f"the Hessian has no inverse at damping={damping}: give more of it") from None
-
-
-def qtensor_of_columns(values, scale, zero_point, scheme):
-    """A QTensor of integers and the scale and zero point of each: those of a block's first stand for the block."""
-    if scheme.axis is None:
-        first = (0, 0)
-    elif scheme.axis == 1:
-        first = slice(0, 1)
-    else:
-        first = (slice(None), slice(None, None, scheme.group_size or values.shape[1]))
-    zero_point = torch.tensor(0, dtype=torch.int8) if scheme.symmetric else zero_point[first].clone()
-    return QTensor(values, scale[first].clone(), zero_point, scheme)

@@ -6,10 +6,10 @@ sections "Formulation" and "Solver". No calibration data is looked at.
 
 import torch
 
-from qlib.affine import choose_qparams, dequantize, expand_groups, quant_range, quantize, split_groups
+from qlib.affine import dequantize, expand_groups, quant_range, quantize, split_groups
 from qlib.linear import QLinear, weight_of
 from qlib.model import quantize_model
-from qlib.tensor import QTensor, check_quantizable
+from qlib.tensor import QTensor, check_quantizable, stored_qparams
 
 
 def hqq_model(model, scheme, zero_dtype=torch.float16, ignore=("lm_head",)):
@@ -51,7 +51,7 @@ def hqq_quantize(weight, scheme, zero_dtype=torch.float16, name="weight"):
     check_quantizable(weight, scheme, name)
     check_asymmetric(scheme)
     weight = weight.detach().float()
-    scale, zero_point = choose_qparams(weight, scheme)
+    scale_parts, scale, zero_point = stored_qparams(weight, scheme)
     best = zero_point.to(zero_dtype)
     least = block_errors(weight, scale, best, scheme)
     for moved in half_quadratic_zero_points(weight, scale, zero_point, scheme):
@@ -61,7 +61,8 @@ def hqq_quantize(weight, scheme, zero_dtype=torch.float16, name="weight"):
         errors = block_errors(weight, scale, moved, scheme)
         best = torch.where(errors < least, moved, best)
         least = torch.minimum(errors, least)
-    return QTensor(rounded(weight, scale, best, scheme), scale, best, scheme)
+    values = quantize(weight, scale, best, scheme.bits, scheme.group_size)
+    return QTensor(values, scale_parts, best, scheme)
 
 
 def half_quadratic_zero_points(weight, scale, zero_point, scheme, p=0.7, beta=10.0, kappa=1.01, steps=20):
@@ -80,8 +81,8 @@ def half_quadratic_zero_points(weight, scale, zero_point, scheme, p=0.7, beta=10
     """
     columns_scale = expand_groups(scale, weight, scheme.group_size)
     for _ in range(steps):
-        values = rounded(weight, scale, zero_point, scheme).float()
-        large = shrink(weight - back(values, scale, zero_point, scheme), beta, p)
+        values = quantize(weight, scale, zero_point, scheme.bits, scheme.group_size)
+        large = shrink(weight - dequantize(values, scale, zero_point, scheme.group_size), beta, p)
         zero_point = block_mean(values - (weight - large) / columns_scale, scheme)
         yield zero_point
         beta *= kappa
@@ -97,22 +98,10 @@ def shrink(error, beta, p):
     return error.sign() * (size - size ** (p - 1) / beta).clamp(min=0)
 
 
-def rounded(weight, scale, zero_point, scheme):
-    """The integers of a matrix on the grid of these scales and zero points, int8."""
-    scale, zero_point = (expand_groups(qparam, weight, scheme.group_size) for qparam in (scale, zero_point))
-    return quantize(weight, scale, zero_point, scheme.bits)
-
-
-def back(values, scale, zero_point, scheme):
-    """The real numbers that integers stand for on that grid, float32."""
-    scale, zero_point = (expand_groups(qparam, values, scheme.group_size) for qparam in (scale, zero_point))
-    return dequantize(values, scale, zero_point)
-
-
 def block_errors(weight, scale, zero_point, scheme):
     """The mean squared error of each block, in the shape of `scale`."""
-    values = rounded(weight, scale, zero_point, scheme)
-    return block_mean((weight - back(values, scale, zero_point, scheme)).square(), scheme)
+    values = quantize(weight, scale, zero_point, scheme.bits, scheme.group_size)
+    return block_mean((weight - dequantize(values, scale, zero_point, scheme.group_size)).square(), scheme)
 
 
 def block_mean(tensor, scheme):

@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from qlib.affine import choose_qparams, dequantize, expand_groups, quant_range, quantize
-from qlib.model import fuse_batch_norms
+from qlib.methods.static import fuse_batch_norms
 from qlib.tensor import quantize_tensor
 
 
@@ -84,6 +84,8 @@ def prepare_qat(net, scheme):
     """
     if not isinstance(net, torch.nn.Sequential):
         raise TypeError(f"prepare_qat takes a torch.nn.Sequential, not a {type(net).__name__}")
+    if scheme.grid != "integer" or scheme.scales != "float32":
+        raise ValueError(f"prepare_qat trains for integers with float32 scales, not for {scheme}")
     net = fuse_batch_norms(net).requires_grad_(True)
     for layer in list(net.modules()):
         if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):

@@ -13,7 +13,7 @@ import torch
 
 from qlib.linear import weight_of
 from qlib.methods.calibration import channel_magnitudes, run, visit_layers
-from qlib.model import is_ignored, is_linear, layers_to_quantize, places_of, set_submodule
+from qlib.model import is_ignored, is_linear, layers_to_quantize, replace
 
 TRIES = 3  # of the linear layers before an input, how many are asked whether they can take the division
 
@@ -48,6 +48,15 @@ class DividedInput(torch.nn.Module):
         super().__init__()
         self.layer = layer
         self.register_buffer("divisor", scale.clone())
+
+    @classmethod
+    def empty(cls, layer, name):
+        """A layer for a file to fill, around a float one."""
+        return cls(layer, torch.ones(weight_of(layer, name).shape[1], device=layer.weight.device))
+
+    def settings(self):
+        """What config.json says of the layer: nothing more, for the one inside has an entry of its own."""
+        return {}
 
     @property
     def weight(self):
@@ -98,9 +107,7 @@ def fold(model, group, scale):
             weight_of(model.get_submodule(name), name).mul_(scale)
         if group.source is None:
             for name in group.layers:
-                divided = DividedInput(model.get_submodule(name), scale)
-                for place in places_of(model)[name]:
-                    set_submodule(model, place, divided)
+                replace(model, {name: DividedInput(model.get_submodule(name), scale)})
             return
         source = model.get_submodule(group.source)
         if is_linear(source):

@@ -3,7 +3,7 @@
 import torch
 
 from qlib import QTensor, Scheme, quant_range
-from qlib.methods.llm_int8 import integer_part
+from qlib.linear import integer_part
 
 
 def mixed_matmul_of_two_products(x, qtensor, threshold):

@@ -1,4 +1,4 @@
-"""Layers of every kind, in models: what is saved comes back to the element, by load_quantized and by transformers."""
+"""Layers of every kind and scheme, in models: what is saved comes back to the element, by qlib and by transformers."""
 
 import copy
 import json
@@ -8,21 +8,30 @@ import pytest
 import torch
 import transformers
 
-from qlib import QLinear, Scheme, load_quantized, quantize_checkpoint, quantize_model, replace_linear, save_quantized
+from qlib import (
+    FP8,
+    MXFP4,
+    NF4,
+    NVFP4,
+    QLinear,
+    Scheme,
+    load_quantized,
+    quantize_checkpoint,
+    quantize_model,
+    replace_linear,
+    save_quantized,
+)
+from qlib.checkpoint import KINDS, OLD_PARTS, QUANTIZED, entries_of
 from qlib.export import export_compressed_tensors, to_gptq
 from qlib.hf import share_layer
-from qlib.kinds import KINDS, entry_of, kind_of
+from qlib.linear import QEmbedding
 from qlib.methods import (
-    NF4,
-    QLORA,
     DividedInput,
-    Int8Linear,
-    NF4Linear,
     awq_model,
+    gptq_model,
     hqq_model,
     hqq_quantize,
     llm_int8_model,
-    nf4_model,
     smoothquant_model,
 )
 from qlib.model import tensors_of
@@ -33,6 +42,7 @@ from tests.tiny_models import MODELS, assert_same_outputs, outputs, tiny_model
 IDS = torch.randint(3, 100, (4, 9), generator=torch.Generator().manual_seed(2))
 UP = "model.layers.0.mlp.up_proj"
 EVEN = Scheme(bits=4, group_size=32)
+RAGGED_NF4 = Scheme(4, group_size=24, grid="nf4")
 
 
 def uneven(bits, group_size=32):
@@ -42,16 +52,27 @@ def uneven(bits, group_size=32):
 def all_kinds(model):
     """A layer of one kind beside one of another: LLM.int8() after a rescale, NF4 of two sorts, HQQ, and rounding."""
     smoothquant_model(model, IDS, ignore=("lm_head", "*mlp*", "*.intermediate.*", "*.output.*"), divide=True)
-    nf4_model(model, QLORA, ignore=("lm_head", "*.down_proj", "*.up_proj", "*.1.*"))
-    nf4_model(model, NF4(24, double=False), ignore=("lm_head", "*.up_proj", "*.1.*"))
+    quantize_model(model, NF4, ignore=("lm_head", "*.down_proj", "*.up_proj", "*.1.*"))
+    quantize_model(model, RAGGED_NF4, ignore=("lm_head", "*.up_proj", "*.1.*"))
     hqq_model(model, uneven(3), ignore=("lm_head", "*.1.*.up_proj", "*.1.*.gate_proj"))
-    return quantize_model(model, EVEN, ignore=())
+    return quantize_model(model, EVEN, ignore=(), embeddings=True)
 
 
 WAYS = {
-    "NF4": nf4_model,
-    "NF4, its absmaxes in float32": lambda model: nf4_model(model, NF4(double=False)),
-    "NF4, ragged blocks": lambda model: nf4_model(model, NF4(24)),
+    "NF4": lambda model: quantize_model(model, NF4),
+    "NF4, float32 scales": lambda model: quantize_model(model, Scheme(4, group_size=64, grid="nf4")),
+    "NF4, ragged groups": lambda model: quantize_model(model, RAGGED_NF4),
+    "MXFP4": lambda model: quantize_model(model, MXFP4),
+    "NVFP4": lambda model: quantize_model(model, NVFP4),
+    "FP8, int8 activations": lambda model: quantize_model(model, FP8, activation_bits=8),
+    "float16 scales": lambda model: quantize_model(model, Scheme(4, False, group_size=32, scales="float16")),
+    "bfloat16 scales": lambda model: quantize_model(model, Scheme(3, group_size=32, scales="bfloat16")),
+    "double scales, zero points": lambda model: quantize_model(model, Scheme(4, False, group_size=16, scales="double")),
+    "embeddings too": lambda model: quantize_model(model, uneven(4), embeddings=True),
+    "int8 activations": lambda model: quantize_model(model, uneven(4), activation_bits=8),
+    "GPTQ, NVFP4": lambda model: gptq_model(model, NVFP4, IDS),
+    "GPTQ, MXFP4": lambda model: gptq_model(model, MXFP4, IDS),
+    "AWQ, NF4": lambda model: awq_model(model, NF4, IDS),
     "HQQ, 4 bits": lambda model: hqq_model(model, uneven(4)),
     "HQQ, 3 bits": lambda model: hqq_model(model, uneven(3)),
     "HQQ, 2 bits, ragged groups": lambda model: hqq_model(model, uneven(2, 24)),
@@ -78,8 +99,13 @@ def stored_bytes(folder, layer):
     return sum(end - start for start, end in places) - sum(end - start for start, end in biases)
 
 
-@pytest.mark.parametrize("name", ["Llama", "BERT", "GPT-2"])
-@pytest.mark.parametrize("way", WAYS)
+# Each way on a Llama; what another model does otherwise (biases, tied heads, Conv1D) the mixed ones meet.
+MIXED = ["all kinds", "embeddings too", "NVFP4", "SmoothQuant, inputs divided"]
+
+
+@pytest.mark.parametrize(
+    ("way", "name"), [(way, "Llama") for way in WAYS] + [(way, name) for way in MIXED for name in ("BERT", "GPT-2")]
+)
 def test_what_is_loaded_computes_what_was_saved(way, name, tmp_path):
     model = tiny_model(name)
     WAYS[way](model)
@@ -95,7 +121,10 @@ def test_what_is_loaded_computes_what_was_saved(way, name, tmp_path):
     assert_same_outputs(model, load_quantized(tmp_path / "again"))
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way.startswith(("NF4", "HQQ, ")) and "then" not in way])
+@pytest.mark.parametrize(
+    "way",
+    [way for way in WAYS if way.startswith(("NF4", "MX", "NV", "float16", "double", "HQQ, ")) and "then" not in way],
+)
 def test_a_report_counts_the_bytes_that_are_in_the_file(way, tmp_path):
     model = tiny_model("Llama")
     report = WAYS[way](model)
@@ -117,15 +146,54 @@ def test_a_mixed_model_has_layers_of_every_kind_and_config_json_says_which(tmp_p
     layers = json.loads((tmp_path / "model" / "config.json").read_text())["quantization_config"]["layers"]
     assert {layer.get("kind", "qlinear") for layer in layers.values()} == set(KINDS)
     assert layers["model.layers.0.self_attn.q_proj"] == {
-        **{"kind": "llm_int8", "bits": 8, "symmetric": True, "axis": 0, "group_size": None},
-        **{"threshold": None, "per_token": True},
+        **{"bits": 8, "symmetric": True, "axis": 0, "group_size": None, "activation_bits": 8},
     }
     assert layers["model.layers.0.self_attn.o_proj"] == {"kind": "divided_input"}
-    assert layers["model.layers.0.mlp.gate_proj"] == {"kind": "nf4", "block_size": 64, "double": True}
-    assert layers["model.layers.0.mlp.down_proj"] == {"kind": "nf4", "block_size": 24, "double": False}
+    nf4 = {"bits": 4, "symmetric": True, "axis": 0, "group_size": 64, "grid": "nf4"}
+    assert layers["model.layers.0.mlp.gate_proj"] == nf4 | {"scales": "double"}
+    assert layers["model.layers.0.mlp.down_proj"] == nf4 | {"group_size": 24}
     hqq = {"bits": 3, "symmetric": False, "axis": 0, "group_size": 32, "zero_dtype": "float16"}
     assert layers[UP] == hqq
     assert layers["model.layers.1.mlp.up_proj"] == {"bits": 4, "symmetric": True, "axis": 0, "group_size": 32}
+
+
+def as_first_written(folder):
+    """Turn a saved model into what qlib's first version wrote: kinds of its own, and other names for NF4's parts."""
+    layers, new_names = None, {new: old for old, new in OLD_PARTS.items()}
+
+    def turn_back(config):
+        nonlocal layers
+        layers = config["quantization_config"]["layers"]
+        for name, entry in layers.items():
+            if entry.get("grid") == "nf4":
+                layers[name] = {"kind": "nf4", "block_size": entry["group_size"], "double": "scales" in entry}
+            elif entry.pop("activation_bits", None):
+                layers[name] = entry | {"kind": "llm_int8", "threshold": entry.pop("outlier_threshold", None)}
+                layers[name].setdefault("per_token", True)
+
+    def rename(tensors):
+        for key in list(tensors):
+            layer, _, part = key.rpartition(".")
+            if layers.get(layer, {}).get("kind") == "nf4" and part in new_names:
+                tensors[f"{layer}.{new_names[part]}"] = tensors.pop(key)
+
+    edit_config(folder, turn_back)
+    rewrite(folder, rename)
+
+
+def test_checkpoints_of_the_first_version_still_load(tmp_path):
+    model = tiny_model("Llama")
+    smoothquant_model(model, IDS, ignore=("lm_head", "*mlp*"), divide=True)
+    llm_int8_model(model, threshold=2.5, per_token=False, ignore=("lm_head", "*_proj"))
+    quantize_model(model, NF4, ignore=("lm_head", "*.up_proj"))
+    quantize_model(model, RAGGED_NF4, ignore=("lm_head", "*.0.*"))
+    save_quantized(model, tmp_path / "model")
+    as_first_written(tmp_path / "model")
+    assert_same_outputs(model, load_quantized(tmp_path / "model"))
+    by_transformers = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "model").eval()
+    assert_same_outputs(model, by_transformers)
+    by_transformers.save_pretrained(tmp_path / "again")
+    assert_same_outputs(model, load_quantized(tmp_path / "again"))
 
 
 def test_int8_layers_come_back_with_their_settings(tmp_path):
@@ -134,7 +202,8 @@ def test_int8_layers_come_back_with_their_settings(tmp_path):
         llm_int8_model(model, threshold=threshold, per_token=per_token)
         save_quantized(model, tmp_path / "model")
         layer = load_quantized(tmp_path / "model").get_submodule(UP)
-        assert type(layer) is Int8Linear and (layer.threshold, layer.per_token) == (threshold, per_token)
+        found = (layer.activation_bits, layer.outlier_threshold, layer.per_token)
+        assert found == (8, None if threshold == math.inf else threshold, per_token)
 
 
 def test_a_divided_input_comes_back_around_a_float_layer_too(tmp_path):
@@ -152,7 +221,7 @@ def test_a_layer_in_two_places_comes_back_as_one(tmp_path):
     layer = torch.nn.Linear(8, 8)
     net = torch.nn.Sequential(layer, torch.nn.ReLU(), layer)
     structure = copy.deepcopy(net)
-    net[0] = net[2] = DividedInput(NF4Linear.from_linear(layer), torch.linspace(0.5, 2, 8))
+    net[0] = net[2] = DividedInput(QLinear.from_linear(layer, NF4), torch.linspace(0.5, 2, 8))
     save_quantized(net, tmp_path / "net")
     loaded, x = load_quantized(tmp_path / "net", structure), torch.linspace(-1, 1, 16).reshape(2, 8)
     assert loaded[0] is loaded[2]
@@ -160,19 +229,19 @@ def test_a_layer_in_two_places_comes_back_as_one(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT-2"])
-@pytest.mark.parametrize("scheme", [QLORA, NF4(24, double=False)], ids=str)
-def test_a_checkpoint_is_quantized_to_nf4_one_tensor_at_a_time(scheme, name, tmp_path):
+@pytest.mark.parametrize("scheme", [NF4, RAGGED_NF4, NVFP4, MXFP4], ids=str)
+def test_a_checkpoint_is_quantized_on_any_grid_one_tensor_at_a_time(scheme, name, tmp_path):
     tiny_model(name).save_pretrained(tmp_path / "float", max_shard_size="100KB")
     names = quantize_checkpoint(tmp_path / "float", tmp_path / "model", scheme)
     model = tiny_model(name)
-    assert names == [layer.name for layer in nf4_model(model, scheme).quantized]
+    assert names == [layer.name for layer in quantize_model(model, scheme).quantized]
     assert_same_outputs(model, load_quantized(tmp_path / "model"))
     by_transformers = getattr(transformers, MODELS[name][0]).from_pretrained(tmp_path / "model").eval()
     assert_same_outputs(model, by_transformers)
 
 
 def test_no_other_scheme_is_taken_for_a_checkpoint(tmp_path):
-    with pytest.raises(TypeError, match=r"scheme must be a qlib\.Scheme, such as Scheme\(bits=8\), or an NF4, not 4"):
+    with pytest.raises(TypeError, match=r"scheme must be a qlib\.Scheme, such as Scheme\(bits=8\), not 4"):
         quantize_checkpoint(tmp_path, tmp_path / "model", 4)
 
 
@@ -183,12 +252,12 @@ def test_no_other_scheme_is_taken_for_a_checkpoint(tmp_path):
 def test_another_dtype_is_for_the_rest_of_a_model_and_not_for_its_weights(dtype, tmp_path):
     model = tiny_model("BERT")
     all_kinds(model)
-    weights = {name: m.weight for name, m in model.named_modules() if kind_of(m)}
+    weights = {name: m.weight for name, m in model.named_modules() if isinstance(m, QUANTIZED)}
     cast = copy.deepcopy(model).to(dtype)
     assert cast.bert.embeddings.LayerNorm.weight.dtype == dtype
     for name, weight in weights.items():
         assert torch.equal(cast.get_submodule(name).weight, weight)
-        assert entry_of(cast.get_submodule(name)) == entry_of(model.get_submodule(name))
+    assert entries_of(cast) == entries_of(model)
     save_quantized(cast, tmp_path / "model")
     by_transformers = transformers.BertForMaskedLM.from_pretrained(tmp_path / "model", dtype=dtype)
     for loaded in (load_quantized(tmp_path / "model"), by_transformers):
@@ -265,22 +334,23 @@ WHOLE = ZERO.replace("layers.0", "layers.1")
 BROKEN_ENTRIES = {
     "an unknown kind": (
         set_entry(kind="vector", codes=8),
-        r"its kind is 'vector', which this qlib does not know; it knows divided_input, nf4, llm_int8, qlinear",
+        r"its kind is 'vector', which this qlib does not know; it knows qlinear, embedding, divided_input",
     ),
     "a kind that is no word": (set_entry(kind=["nf4"]), "unhashable"),
-    "a setting of another kind": (set_entry(kind="nf4", bits=4), "unexpected keyword argument 'bits'"),
-    "an impossible block size": (set_entry(kind="nf4", block_size=0), "group_size must be a whole number"),
+    "a setting of another kind": (set_entry(kind="divided_input", bits=4), "unexpected keyword argument 'bits'"),
+    "an impossible group size": (set_entry(bits=4, grid="nf4", group_size=0), "group_size must be a whole number"),
+    "an unknown grid": (set_entry(bits=4, grid="nf3"), "grid must be one of integer, nf4, e2m1, e4m3, not 'nf3'"),
+    "an entry of the first version cut short": (set_entry(kind="nf4", block_size=64), "its entry lacks 'double'"),
     "an impossible zero point": (
         set_entry(bits=3, symmetric=False, group_size=32, zero_dtype="float8"),
         "zero_dtype must be one of int8, float16, bfloat16, float32, not 'float8'",
     ),
     "a threshold in words": (
-        set_entry(kind="llm_int8", threshold="six", per_token=True),
-        "threshold must be a number or null, per_token a bool, not 'six' and True",
+        set_entry(activation_bits=8, outlier_threshold="six"),
+        "outlier_threshold must be a number or None, per_token True or False, not 'six' and True",
     ),
-    "a threshold of no layer": (set_entry(kind="llm_int8"), "missing 2 required positional arguments: 'threshold'"),
-    "groups that no integer sum can bear": (
-        set_entry(kind="llm_int8", threshold=6.0, per_token=True, group_size=32),
+    "columns that no integer sum can bear": (
+        set_entry(activation_bits=8, axis=1),
         "an integer sum needs one scale for all the inputs of a row",
     ),
 }
@@ -322,10 +392,10 @@ def test_broken_zero_points_give_one_clear_error(what, folder):
 
 def test_nf4_whose_parts_are_not_those_of_its_entry_is_refused(tmp_path):
     model = tiny_model("Llama")
-    nf4_model(model)
+    quantize_model(model, NF4)
     for change, message in (
-        ({"double": False}, rf"{UP}\.absmax is of shape \(96,\); the model needs \(96, 1\)"),
-        ({"block_size": 32}, rf"{UP}\.absmax is of shape \(96,\); the model needs \(192,\)"),
+        ({"scales": "float32"}, rf"{UP}\.scale is of shape \(96,\); the model needs \(96, 1\)|has no place"),
+        ({"group_size": 32}, rf"{UP}\.scale is of shape \(96,\); the model needs \(192,\)"),
     ):
         save_quantized(model, tmp_path / "model")
         edit_config(tmp_path / "model", lambda c: c["quantization_config"]["layers"][UP].update(change))  # noqa: B023
@@ -338,7 +408,7 @@ def test_what_a_foreign_format_has_no_place_for_is_not_exported(tmp_path):
         to_gptq(hqq_quantize(torch.randn(32, 64), uneven(4)))
     for way, what in (
         ("HQQ, 4 bits", "its zero points are fractions"),
-        ("all kinds", "it is of the kind DividedInput, not a QLinear"),
+        ("all kinds", "it is of the kind QEmbedding, not a QLinear"),
     ):
         model = tiny_model("Llama")
         WAYS[way](model)
@@ -349,8 +419,12 @@ def test_what_a_foreign_format_has_no_place_for_is_not_exported(tmp_path):
 
 def test_only_a_qlinear_is_shared_out_among_processes():
     linear, x = torch.nn.Linear(64, 24), torch.linspace(-1, 1, 128).reshape(2, 64)
-    with pytest.raises(ValueError, match="up: tensor parallelism shares out the weight of a QLinear, not of NF4Linear"):
-        share_layer(NF4Linear.from_linear(linear), "up", "colwise", 0, 2)
+    with pytest.raises(
+        ValueError, match="up: tensor parallelism shares out the weight of a QLinear, not of QEmbedding"
+    ):
+        share_layer(QEmbedding.from_embedding(torch.nn.Embedding(9, 8), Scheme()), "up", "colwise", 0, 2)
+    with pytest.raises(ValueError, match="up: the scales of NF4, per group of 64, double quantization belong together"):
+        share_layer(QLinear.from_linear(linear, NF4), "up", "colwise", 0, 2)
     whole, shares = QLinear.from_qtensor(hqq_quantize(linear.weight, uneven(3))), []
     for rank in range(2):
         shares.append(copy.deepcopy(whole))
