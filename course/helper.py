@@ -8,6 +8,7 @@ import torch
 
 from course.figures.lesson_12 import boxes_on_pictures
 from qlib import affine, linear, model, packing, report
+from qlib.methods import static
 from qlib.plot import heatmaps
 from qlib.scheme import INT8, Scheme
 
@@ -78,8 +79,8 @@ def linear_dequantization_per_group(quantized_tensor, scale, group_size):
 
 
 def quantized_linear_W8A32_without_bias(input, q_w, s_w, z_w):
-    """qlib.linear.linear_w8a32 (lesson 9). The weight is s_w * (q_w - z_w); the course writes q_w * s_w + z_w."""
-    return linear.linear_w8a32(input, q_w, s_w, z_w)
+    """methods.static.linear_w8a32 (lesson 9). The weight is s_w * (q_w - z_w); the course writes q_w * s_w + z_w."""
+    return static.linear_w8a32(input, q_w, s_w, z_w)
 
 
 def w8_a16_forward(weight, input, scales, bias=None):
@@ -98,8 +99,10 @@ def w8_a16_forward(weight, input, scales, bias=None):
         (..., outputs), of the dtype of `input`.
     """
     sums = torch.nn.functional.linear(input, weight.to(input.dtype))
-    scaled = sums * scales  # float32 scales make float32 of 16-bit sums
-    return (scaled if bias is None else scaled + bias).to(input.dtype)
+    output = sums * scales  # float32 scales make float32 of 16-bit sums
+    if bias is not None:
+        output = output + bias
+    return output.to(input.dtype)
 
 
 class W8A16LinearLayer(torch.nn.Module):

@@ -1,17 +1,13 @@
-"""A small server that speaks the Hugging Face Hub's HTTP interface on this machine, for the tests and for lesson 13.
+"""A small server that answers as the Hugging Face Hub does, on this machine, for lesson 13.
 
-with Hub() as hub:
-    api = huggingface_hub.HfApi(endpoint=hub.url)
-
-It keeps model repos, with their commits and branches, as long as it runs, and takes the requests that huggingface_hub
-2.4 makes for create_repo, upload_folder, model_info, snapshot_download, from_pretrained, push_to_hub and their kin.
-Datasets and Spaces, pull requests and large files (LFS, Xet) are refused with a word. A file's content lies under its
-hash in a temporary folder, so that no name that a client sends ever becomes a path.
+It takes what huggingface_hub 2.4 sends to make a model's repo, to fill it and to read it, from create_repo to
+from_pretrained, and refuses the rest in words: datasets, branches, pull requests, large files. Whoever reaches it may
+read and write; only this machine does. The files lie in memory under their hash: no name that a client sends becomes a
+path, and all of it is gone when the server stops.
 """
 
 import atexit
 import base64
-import binascii
 import collections
 import dataclasses
 import datetime
@@ -19,7 +15,6 @@ import hashlib
 import http.server
 import json
 import os
-import pathlib
 import re
 import shutil
 import socketserver
@@ -29,196 +24,88 @@ import threading
 import urllib.parse
 
 USER = "learner"  # who everyone is here
-TOKEN = "hf_not_a_secret_and_only_good_on_this_machine"
-LARGEST_FILE = 10 * 10**6  # bytes; what is larger, the Hub takes by other ways
+LARGEST_FILE = 10 * 10**6  # bytes; what is larger, the real Hub takes by other ways
+LARGEST_REQUEST = 64 * 10**6  # bytes: a commit holds all of its files, in base64
 ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"  # the file that every repo of the Hub begins with
 
 
-class HubError(Exception):
+class Refusal(Exception):
     """An answer that is not 200. `code` is what the client tells its exceptions by."""
 
     def __init__(self, status, message, code=None, **body):
         super().__init__(message)
-        self.status, self.code, self.body = status, code, {"error": message, **body}
-
-
-def wrong_token():
-    return HubError(401, "Invalid credentials in Authorization header")
-
-
-def no_token():
-    return HubError(401, "Invalid username or password.")
-
-
-def no_entry(path):
-    return HubError(404, f"Entry not found: {path}", "EntryNotFound")
+        self.status, self.body = status, {"error": message, **body}
+        self.headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
 
 
 # ---------------------------------------------------------------- repos
 
 
-@dataclasses.dataclass(frozen=True)
-class Blob:
-    """The content of a file, by its hash as git counts it."""
-
-    oid: str
-    size: int
+def git_hash(content):
+    """The hash that git gives to the bytes of a file."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class Commit:
-    """A state of a repo: {path: Blob}, and how it came about."""
+    """A state of a repo, {path: bytes}, and its place in the history."""
 
     oid: str
     files: dict
     title: str
-    message: str
     date: str
-    parent: "Commit | None"
-
-    @property
-    def history(self):
-        """This commit and those before it, the latest first."""
-        commits, commit = [], self
-        while commit:
-            commits.append(commit)
-            commit = commit.parent
-        return commits
 
 
 class Repo:
-    """A model repo: its branches, each the latest of its commits, and the blobs of all of them."""
+    """A model's repo: one branch, main, and its commits, the oldest first."""
 
-    def __init__(self, name, folder, private=False):
-        self.name, self.folder, self.private = name, folder, private
-        self.branches = {}
-        self.commit("main", {".gitattributes": self.store(ATTRIBUTES)}, "initial commit")
+    def __init__(self):
+        self.commits = []
+        self.commit({".gitattributes": ATTRIBUTES}, "initial commit")
 
-    def store(self, content):
-        """Keep the bytes of a file. Returns its Blob."""
-        oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        (self.folder / oid).write_bytes(content)
-        return Blob(oid, len(content))
-
-    def content(self, blob):
-        return (self.folder / blob.oid).read_bytes()
-
-    def commit(self, branch, files, title, message=""):
-        """Put a new state on top of a branch. Returns the Commit."""
+    def commit(self, files, title):
+        """Put a new state on top. Returns the Commit."""
+        before = [commit.oid for commit in self.commits]
+        content = [before, title, {path: git_hash(file) for path, file in files.items()}]
+        oid = hashlib.sha1(json.dumps(content).encode()).hexdigest()
         now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        parent = self.branches.get(branch)
-        said = [parent and parent.oid, title, message, now, {path: blob.oid for path, blob in files.items()}]
-        oid = hashlib.sha1(json.dumps(said).encode()).hexdigest()
-        self.branches[branch] = Commit(oid, files, title, message, now, parent)
-        return self.branches[branch]
+        self.commits.append(Commit(oid, files, title, now))
+        return self.commits[-1]
 
     def find(self, revision):
-        """The Commit of a branch ("main", "refs/heads/main") or of a commit's hash."""
-        branch = revision.removeprefix("refs/heads/")
-        if branch in self.branches:
-            return self.branches[branch]
-        for commit in (commit for latest in self.branches.values() for commit in latest.history):
-            if commit.oid == revision:
+        """The Commit of "main" or of a commit's hash."""
+        for commit in reversed(self.commits):
+            if revision in ("main", commit.oid):
                 return commit
-        raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-
-    def entries(self, revision, folder="", recursive=True):
-        """The files and folders under a folder, as the Hub lists them."""
-        files = self.find(revision).files
-        inside = f"{folder}/" if folder else ""
-        found = {}
-        for path, blob in files.items():
-            if not path.startswith(inside):
-                continue
-            steps = path[len(inside) :].split("/")
-            for depth in range(1, len(steps)):
-                parent = inside + "/".join(steps[:depth])
-                found[parent] = {"type": "directory", "oid": hashlib.sha1(parent.encode()).hexdigest(), "size": 0}
-            found[path] = {"type": "file", "oid": blob.oid, "size": blob.size}
-        if folder and not found:
-            raise no_entry(folder)
-        names = sorted(path for path in found if recursive or "/" not in path[len(inside) :])
-        return [{**found[path], "path": path} for path in names]
+        raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
 
 def check_path(path):
-    """Refuse names of files that would leave the repo's folder, or be no name at all, on a client's disk."""
+    """Refuse a file's name that would leave the repo's folder, or be no name at all, on a client's disk."""
     parts = path.split("/") if isinstance(path, str) else []
     if not parts or any(part in ("", ".", "..", ".git") or re.search(r"[\0\\:]", part) for part in parts):
-        raise HubError(400, f"Invalid path in a repo: {path!r}")
+        raise Refusal(400, f"Invalid path in a repo: {path!r}")
     return path
+
+
+def check_size(path, size):
+    if size > LARGEST_FILE:
+        limit = f"{path} is {size / 1e6:.1f} MB; this small server takes files of up to {LARGEST_FILE / 1e6:.0f} MB"
+        raise Refusal(413, f"{limit}. Save the model in smaller shards.")
 
 
 # ---------------------------------------------------------------- the server
 
 
-class Hub:
-    """The server, running from `with` on, or from `start` to `stop`.
-
-    Args:
-        token: what a client must show to write, or to see a private repo; None lets everyone do everything.
-        port: where to listen; 0 for any port that is free.
-    """
-
-    def __init__(self, token=None, port=0):
-        self.token, self.port = token, port
-        self.repos, self.requests = {}, []  # requests: (method, path without the query), in the order they came
-        self.lock = threading.Lock()
-
-    def start(self):
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="qlib-hub-"))
-        self.server = Server(("127.0.0.1", self.port), Handler)
-        self.server.hub = self
-        self.port = self.server.server_port
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def stop(self):
-        self.server.shutdown()
-        self.server.server_close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self):
-        return self.start()
-
-    def __exit__(self, *_):
-        self.stop()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def environment(self):
-        """Variables for a process that takes this server for the Hub; they are read when it imports huggingface_hub."""
-        proxies = {os.environ.get(name) for name in ("no_proxy", "NO_PROXY")} - {None, ""}
-        around = ",".join([*sorted(proxies), "127.0.0.1"])
-        return {
-            "HF_ENDPOINT": self.url,
-            "HF_HOME": str(self.folder / "client"),  # a cache of its own, gone when the server stops
-            "HF_TOKEN": self.token or "",
-            "HF_HUB_OFFLINE": "0",
-            "TRANSFORMERS_OFFLINE": "0",
-            "HF_HUB_ETAG_TIMEOUT": "60",
-            "HF_HUB_DOWNLOAD_TIMEOUT": "60",  # seconds: a machine may be busy
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "DISABLE_SAFETENSORS_CONVERSION": "1",  # transformers would ask another server for it
-            "no_proxy": around,
-            "NO_PROXY": around,
-        }
-
-    def repo(self, name, known):
-        """The Repo of a name. One that is missing looks to a stranger just like one that is private."""
-        repo = self.repos.get(name)
-        if repo is None or (repo.private and not known):
-            raise HubError(404 if known else 401, "Repository not found", "RepoNotFound")
-        return repo
-
-
 class Server(http.server.ThreadingHTTPServer):
+    """Listens on this machine's own address, which no other machine can reach. `port` 0 takes any that is free."""
+
     daemon_threads = True
+
+    def __init__(self, port):
+        self.repos, self.requests, self.lock = {}, [], threading.Lock()
+        super().__init__(("127.0.0.1", port), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
 
     def server_bind(self):
         # The parent's would also ask a name server for this machine's name.
@@ -231,24 +118,7 @@ class Server(http.server.ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-# What goes back to the client: bytes, the status and headers. A route may also return a value, to be sent as JSON.
 Answer = collections.namedtuple("Answer", "content status headers", defaults=[200, {}])
-ROUTES = []
-
-
-def as_json(value):
-    return json.dumps(value).encode()
-
-
-def route(method, pattern):
-    """Make a method of Handler answer the requests whose path fits; REPO and REVISION stand for what names one."""
-    pattern = pattern.replace("REPO", r"(?P<name>[^/]+(?:/[^/]+)?)").replace("REVISION", r"(?P<revision>[^/]+)")
-
-    def register(function):
-        ROUTES.append((method, re.compile(pattern), function))
-        return function
-
-    return register
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -257,304 +127,234 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): ...
 
     def handle_any(self):
-        hub, url = self.server.hub, urllib.parse.urlsplit(self.path)
-        self.query = urllib.parse.parse_qs(url.query)
-        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        hub.requests.append((self.command, url.path))
         try:
-            with hub.lock:
-                answer = self.answer_to(url.path)
-        except HubError as error:
-            headers = {"X-Error-Message": str(error)} | ({"X-Error-Code": error.code} if error.code else {})
-            answer = Answer(as_json(error.body), error.status, headers)
-        self.send(answer)
+            answer = self.answer()
+        except Refusal as refusal:
+            answer = Answer(json.dumps(refusal.body).encode(), refusal.status, refusal.headers)
+        self.send_response(answer.status)
+        for key, value in {**answer.headers, "Content-Length": str(len(answer.content))}.items():
+            # A header is a line of Latin-1; the whole message is in the body.
+            self.send_header(key, value.encode("latin-1", "replace").decode("latin-1").replace("\n", " "))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.content)
 
-    do_GET = do_HEAD = do_POST = do_DELETE = handle_any
+    do_GET = do_HEAD = do_POST = handle_any
 
-    def check_token(self):
-        """Whether the client is known: it shows the token, or there is none to show."""
-        shown = self.headers.get("Authorization")
-        if self.server.hub.token is None or shown == f"Bearer {self.server.hub.token}":
-            return True
-        if shown:
-            raise wrong_token()
-        return False
-
-    def answer_to(self, path):
-        self.known = self.check_token()
-        try:
-            return self.find_route(path)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise HubError(400, f"This request makes no sense: {type(error).__name__}: {error}") from error
+    def answer(self):
+        url, size = urllib.parse.urlsplit(self.path), self.headers.get("Content-Length", "0")
+        if not re.fullmatch(r"\d{1,9}", size) or int(size) > LARGEST_REQUEST:
+            raise Refusal(413, f"This small server takes requests of up to {LARGEST_REQUEST / 1e6:.0f} MB")
+        self.query, self.body = url.query, self.rfile.read(int(size))
+        with self.server.lock:
+            self.server.requests.append((self.command, url.path))
+            try:
+                answer = self.find_route(url.path)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise Refusal(400, f"This request makes no sense: {type(error).__name__}: {error}") from error
+        return answer if isinstance(answer, Answer) else Answer(json.dumps(answer).encode())
 
     def find_route(self, path):
         method = "GET" if self.command == "HEAD" else self.command
-        for wanted, pattern, function in ROUTES:
-            match = pattern.fullmatch(path)
-            if match and wanted == method:
-                return function(self, **{k: urllib.parse.unquote(v) for k, v in match.groupdict(default="").items()})
-        raise HubError(404, f"This small server of models does not know {method} {path}")
-
-    def must_be_known(self):
-        if not self.known:
-            raise no_token()
+        for known, pattern, function in ROUTES:
+            match = re.fullmatch(pattern, path)
+            if match and known == method:
+                return function(self, *(urllib.parse.unquote(part or "") for part in match.groups()))
+        raise Refusal(404, f"This small server of models does not know {method} {path}")
 
     def repo(self, name):
-        return self.server.hub.repo(name, self.known)
-
-    def repo_to_write(self, name):
-        self.must_be_known()
-        return self.repo(name)
-
-    def json(self):
-        return json.loads(self.body or b"{}")
-
-    def send(self, answer):
-        content, status, headers = answer if isinstance(answer, Answer) else Answer(as_json(answer))
-        self.send_response(status)
-        for key, value in {"Content-Type": "application/json", **headers}.items():
-            # A header is a line of Latin-1; the whole message is in the body.
-            self.send_header(key, value.encode("latin-1", "replace").decode("latin-1").replace("\n", " "))
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    # ------------------------------------------------------------ accounts and repos
-
-    @route("GET", r"/api/whoami-v2")
-    def whoami(self):
-        self.must_be_known()
-        return {"type": "user", "name": USER, "fullname": USER, "orgs": [], "auth": {"type": "access_token"}}
-
-    @route("POST", r"/api/validate-yaml")
-    def validate_yaml(self):
-        return {"errors": [], "warnings": []}  # the Hub reads the card's header; we take any
-
-    def named(self):
-        """The repo's name in the body of a request to create or delete it."""
-        self.must_be_known()
-        asked = self.json()
-        if asked.get("type", "model") != "model":
-            raise HubError(400, f"This small server keeps models only, no {asked['type']}")
-        name = f"{asked.get('organization') or USER}/{asked.get('name')}"
-        if not re.fullmatch(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", name, re.ASCII) or re.search(r"--|\.\.", name):
-            raise HubError(400, f"Invalid repo name: {name}")
-        return name, asked
-
-    @route("POST", r"/api/repos/create")
-    def create(self):
-        hub, (name, asked) = self.server.hub, self.named()
-        url = f"{hub.url}/{name}"
-        if name in hub.repos:
-            raise HubError(409, "You already created this model repo", url=url)
-        private = asked.get("visibility") == "private" or asked.get("private") is True
-        hub.repos[name] = Repo(name, pathlib.Path(tempfile.mkdtemp(dir=hub.folder)), private)
-        return {"url": url, "name": name, "id": hashlib.sha1(name.encode()).hexdigest()[:24]}
-
-    @route("DELETE", r"/api/repos/delete")
-    def delete(self):
-        name, _ = self.named()
-        shutil.rmtree(self.repo(name).folder)
-        del self.server.hub.repos[name]
-        return {}
-
-    # ------------------------------------------------------------ looking
-
-    @route("GET", r"/api/models/REPO/revision/REVISION")
-    @route("GET", r"/api/models/REPO")
-    def info(self, name, revision="main"):
-        repo = self.repo(name)
-        commit = repo.find(revision)
-        blobs = {path: {"size": blob.size, "blobId": blob.oid} for path, blob in commit.files.items()}
-        siblings = [{"rfilename": path, **(blobs[path] if "blobs" in self.query else {})} for path in sorted(blobs)]
-        times = {"createdAt": commit.history[-1].date, "lastModified": commit.date}
-        counts = {"private": repo.private, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []}
-        names = {"_id": hashlib.sha1(name.encode()).hexdigest()[:24], "id": name, "modelId": name}
-        return {**names, "author": name.split("/")[0], "sha": commit.oid, **times, **counts, "siblings": siblings}
-
-    @route("GET", r"/api/models/REPO/tree/REVISION(?:/(?P<path>.+))?")
-    def tree(self, name, revision, path):
-        recursive = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
-        return self.repo(name).entries(revision, path, recursive)
-
-    @route("POST", r"/api/models/REPO/paths-info/REVISION")
-    def paths_info(self, name, revision):
-        wanted = urllib.parse.parse_qs(self.body.decode()).get("paths", [])
-        return [entry for entry in self.repo(name).entries(revision) if entry["path"] in wanted]
-
-    @route("GET", r"/api/models/REPO/commits/REVISION")
-    def commits(self, name, revision):
-        history = self.repo(name).find(revision).history
-        who = [{"user": USER}]
-        keys = ("title", "message", "date")
-        return [{"id": c.oid, "authors": who} | {key: getattr(c, key) for key in keys} for c in history]
-
-    @route("GET", r"/api/models/REPO/refs")
-    def refs(self, name):
-        branches = [
-            {"name": branch, "ref": f"refs/heads/{branch}", "targetCommit": commit.oid}
-            for branch, commit in self.repo(name).branches.items()
-        ]
-        return {"branches": branches, "converts": [], "tags": [], "pullRequests": []}
-
-    @route("GET", r"/REPO/resolve/REVISION/(?P<path>.+)")
-    def resolve(self, name, revision, path):
-        repo = self.repo(name)
-        commit = repo.find(revision)
-        if path not in commit.files:
-            raise no_entry(path)
-        blob = commit.files[path]
-        headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{blob.oid}"', "Accept-Ranges": "bytes"}
-        headers |= {"Content-Type": "application/octet-stream"}
-        content, status = repo.content(blob), 200
-        part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if part:
-            first, last = int(part[1]), min(int(part[2] or blob.size), blob.size - 1)
-            if first > last:
-                raise HubError(416, f"{path} ends before byte {first}")
-            content, status = content[first : last + 1], 206
-            headers["Content-Range"] = f"bytes {first}-{last}/{blob.size}"
-        return Answer(content, status, headers)
+        if name not in self.server.repos:
+            raise Refusal(404, "Repository not found", "RepoNotFound")
+        return self.server.repos[name]
 
     # ------------------------------------------------------------ writing
 
-    @route("POST", r"/api/models/REPO/branch/(?P<branch>[^/]+)")
-    def create_branch(self, name, branch):
-        repo = self.repo_to_write(name)
-        check_path(branch)
-        if branch in repo.branches:
-            raise HubError(409, f"Reference already exists: refs/heads/{branch}")
-        repo.branches[branch] = repo.find(self.json().get("startingPoint", "main"))
-        return {}
+    def create(self):
+        asked = json.loads(self.body)
+        if asked.get("type", "model") != "model":
+            raise Refusal(400, f"This small server keeps models only, no {asked['type']}")
+        name = f"{asked.get('organization') or USER}/{asked.get('name')}"
+        if not re.fullmatch(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", name, re.ASCII) or re.search(r"--|\.\.", name):
+            raise Refusal(400, f"Invalid repo name: {name}")
+        url = f"{self.server.url}/{name}"
+        if name in self.server.repos:
+            raise Refusal(409, "You already created this model repo", url=url)
+        self.server.repos[name] = Repo()
+        return {"url": url, "name": name}
 
-    @route("POST", r"/api/models/REPO/preupload/REVISION")
-    def preupload(self, name, revision):
+    def validate_card(self):
+        return {"errors": [], "warnings": []}  # the Hub reads the card's header; we take any
+
+    def prepare_upload(self, name, revision):
         """How to send each file: in the commit itself ("regular"). The hash of what is there spares sending it."""
-        files, answers = self.repo_to_write(name).find(revision).files, []
-        for file in self.json().get("files", []):
+        files, answers = self.repo(name).find(revision).files, []
+        for file in json.loads(self.body)["files"]:
             path = check_path(file["path"])
             check_size(path, file["size"])
             answers.append({"path": path, "uploadMode": "regular", "shouldIgnore": False})
-            answers[-1] |= {"oid": files[path].oid} if path in files else {}
+            answers[-1] |= {"oid": git_hash(files[path])} if path in files else {}
         return {"files": answers}
 
-    @route("POST", r"/api/models/REPO/commit/REVISION")
     def commit(self, name, revision):
-        """A new commit, from lines of JSON: a header, then an operation each. All of them are done, or none."""
-        repo = self.repo_to_write(name)
+        """A new commit, from lines of JSON: a header, then a file each. All of them are written, or none."""
+        repo = self.repo(name)
         if "create_pr" in self.query:
-            raise HubError(400, "This small server has no pull requests")
-        if revision not in repo.branches:
-            raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        lines = [json.loads(line) for line in self.body.splitlines() if line.strip()]
-        header, files = {}, dict(repo.branches[revision].files)
-        for line in lines:
+            raise Refusal(400, "This small server has no pull requests")
+        if repo.find(revision) is not repo.find("main"):
+            raise Refusal(400, "This small server has no branches; a commit goes to main")
+        title, files = "", dict(repo.find("main").files)
+        for line in map(json.loads, self.body.splitlines()):
+            value = line["value"]
             if line["key"] == "header":
-                header = line["value"]
+                title = value["summary"]
+            elif line["key"] == "file":
+                path = check_path(value["path"])
+                files[path] = base64.b64decode(value["content"], validate=True)
+                check_size(path, len(files[path]))
             else:
-                operate(repo, files, line["key"], line["value"])
-        if header.get("parentCommit", repo.branches[revision].oid) != repo.branches[revision].oid:
-            raise HubError(412, "A commit has happened since. Please refresh and try again.")
-        commit = repo.commit(revision, files, header.get("summary", ""), header.get("description", ""))
-        url = f"{self.server.hub.url}/{name}/commit/{commit.oid}"
-        return {"success": True, "commitOid": commit.oid, "commitUrl": url, "hookOutput": ""}
+                raise Refusal(400, f"This small server does not know the operation {line['key']!r}")
+        commit = repo.commit(files, title)
+        return {"success": True, "commitOid": commit.oid, "commitUrl": f"{self.server.url}/{name}/commit/{commit.oid}"}
+
+    # ------------------------------------------------------------ reading
+
+    def info(self, name, revision):
+        commit = self.repo(name).find(revision or "main")
+        return {"id": name, "sha": commit.oid, "siblings": [{"rfilename": path} for path in commit.files]}
+
+    def list_files(self, name, revision, folder):
+        files = self.repo(name).find(revision).files
+        found = sorted(path for path in files if path.startswith(f"{folder}/" if folder else ""))
+        if not found:
+            raise Refusal(404, f"Entry not found: {folder}", "EntryNotFound")
+        return [{"type": "file", "path": p, "oid": git_hash(files[p]), "size": len(files[p])} for p in found]
+
+    def list_commits(self, name, revision):
+        commits = self.repo(name).commits
+        latest_first = commits[commits.index(self.repo(name).find(revision)) :: -1]
+        who = {"authors": [{"user": USER}], "message": ""}
+        return [{"id": commit.oid, "title": commit.title, "date": commit.date, **who} for commit in latest_first]
+
+    def read(self, name, revision, path):
+        commit = self.repo(name).find(revision)
+        if path not in commit.files:
+            raise Refusal(404, f"Entry not found: {path}", "EntryNotFound")
+        content = commit.files[path]
+        headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{git_hash(content)}"'}
+        return Answer(content, headers=headers)
 
 
-def check_size(path, size):
-    if size > LARGEST_FILE:
-        message = f"{path} is {size / 1e6:.1f} MB; this small server takes files of up to {LARGEST_FILE / 1e6:.0f} MB"
-        raise HubError(413, f"{message}. Save the model in smaller shards.")
-
-
-def operate(repo, files, key, value):
-    """Do one operation of a commit to {path: Blob}."""
-    path = check_path(value["path"].rstrip("/") if key == "deletedFolder" else value["path"])
-    if key == "file":
-        try:
-            content = base64.b64decode(value["content"], validate=True)
-        except binascii.Error:
-            raise HubError(400, f"The content of {path} is not base64") from None
-        check_size(path, len(content))
-        files[path] = repo.store(content)
-    elif key in ("deletedFile", "deletedFolder"):
-        gone = [file for file in files if file == path or (key == "deletedFolder" and file.startswith(f"{path}/"))]
-        if not gone:
-            raise HubError(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
-        for file in gone:
-            del files[file]
-    else:
-        raise HubError(400, f"This small server does not know the operation {key!r}")
+REPO = r"([^/]+(?:/[^/]+)?)"
+ROUTES = [
+    ("POST", r"/api/repos/create", Handler.create),
+    ("POST", r"/api/validate-yaml", Handler.validate_card),
+    ("POST", rf"/api/models/{REPO}/preupload/([^/]+)", Handler.prepare_upload),
+    ("POST", rf"/api/models/{REPO}/commit/([^/]+)", Handler.commit),
+    ("GET", rf"/api/models/{REPO}(?:/revision/([^/]+))?", Handler.info),
+    ("GET", rf"/api/models/{REPO}/tree/([^/]+)(?:/(.+))?", Handler.list_files),
+    ("GET", rf"/api/models/{REPO}/commits/([^/]+)", Handler.list_commits),
+    ("GET", rf"/{REPO}/resolve/([^/]+)/(.+)", Handler.read),
+]
 
 
 # ---------------------------------------------------------------- for a lesson
 
 
-class Session:
-    """A Hub to push to: this machine's, or the real one. Made by `open_hub`.
+class RealHub:
+    """The Hugging Face Hub, with "user/name" of the repo to push to. Of what it is asked, nothing is known here."""
 
-    Args:
-        repo_id: "user/name" of the repo to push to.
-        hub: the Hub that runs here, or None for the real one.
-    """
+    where, is_open = "the Hugging Face Hub", True
 
-    current = None  # the one that is open in this process
-
-    def __init__(self, repo_id, hub=None):
-        self.repo_id, self.hub = repo_id, hub
-
-    @property
-    def where(self):
-        return "a small Hub on this machine" if self.hub else "the Hugging Face Hub"
+    def __init__(self, repo_id):
+        if not os.environ.get("HF_TOKEN"):
+            raise RuntimeError(
+                "QLIB_HUB_REPO names a repo of the real Hub; set HF_TOKEN to a token that may write to it"
+            )
+        self.repo_id = repo_id
 
     def new_requests(self):
-        """The (method, path) of each request since the last call; of the real Hub, nothing is known."""
-        if self.hub is None:
-            return []
-        asked, self.hub.requests = self.hub.requests, []
+        return []
+
+    def close(self):
+        """What was pushed stays there."""
+        self.is_open = False
+
+
+class SmallHub:
+    """The server, running until `close`, with "user/name" of the repo to push to."""
+
+    where, is_open = "a small Hub on this machine", True
+
+    def __init__(self, repo_id=f"{USER}/code-model-4bit", port=0):
+        self.repo_id, self.server = repo_id, Server(port)
+        self.cache = tempfile.mkdtemp(prefix="course-hub-")
+        # A client that outlives this Hub makes its cache anew, and a kernel may be shut down without `close`.
+        atexit.register(shutil.rmtree, self.cache, ignore_errors=True)
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def new_requests(self):
+        """The (method, path) of each request since the last call, in the order they came."""
+        asked, self.server.requests = self.server.requests, []
         return asked
 
     def close(self):
-        """Stop the server and forget what it kept. What was pushed to the real Hub stays there."""
-        Session.current = None
-        if self.hub:
-            self.hub.stop()
+        """Stop the server and forget what it kept."""
+        self.is_open = False
+        self.server.shutdown()
+        self.server.server_close()
+        shutil.rmtree(self.cache, ignore_errors=True)
+
+    @property
+    def environment(self):
+        """Variables for a process that takes this server for the Hub; they are read when it imports huggingface_hub."""
+        proxies = {os.environ.get(name) for name in ("no_proxy", "NO_PROXY")} - {None, ""}
+        around = ",".join([*sorted(proxies), "127.0.0.1"])
+        return {
+            "HF_ENDPOINT": self.server.url,
+            "HF_HOME": self.cache,
+            "HF_TOKEN": "",  # the learner's own is nothing that this server need see
+            "HF_HUB_OFFLINE": "0",
+            "TRANSFORMERS_OFFLINE": "0",
+            "HF_HUB_ETAG_TIMEOUT": "60",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "60",  # seconds: a machine may be busy
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "DISABLE_SAFETENSORS_CONVERSION": "1",  # transformers would ask another server for it
+            "no_proxy": around,
+            "NO_PROXY": around,
+        }
 
 
-def open_hub(repo_id=f"{USER}/code-model-4bit"):
+current = None  # the Hub that this process opened last
+
+
+def open_hub():
     """Start a Hub on this machine and make this process take it for the real one.
 
     Call it before anything imports huggingface_hub or transformers, which read their settings once. Where the variable
     QLIB_HUB_REPO holds "user/name", nothing is started, and the lesson talks to the real Hub: HF_TOKEN must hold a
     token that may write to that repo. Under test (QLIB_STRICT=1) that variable is passed over.
 
-    Args:
-        repo_id: the repo on this machine's Hub.
-
     Returns:
-        a Session; the one that is open already, if there is one.
+        a SmallHub or a RealHub; the one that is open already, if there is one.
 
     Raises:
         RuntimeError: huggingface_hub has been imported and would talk to another Hub, or HF_TOKEN is missing.
     """
-    if Session.current is None:
-        real = os.environ.get("QLIB_HUB_REPO") if os.environ.get("QLIB_STRICT") != "1" else None
-        if real and not os.environ.get("HF_TOKEN"):
-            raise RuntimeError(
-                "QLIB_HUB_REPO names a repo of the real Hub; set HF_TOKEN to a token that may write to it"
-            )
-        Session.current = Session(real) if real else Session(repo_id, start_here())
-    return Session.current
+    global current
+    if current is None or not current.is_open:
+        repo_id = os.environ.get("QLIB_HUB_REPO")
+        current = RealHub(repo_id) if repo_id and os.environ.get("QLIB_STRICT") != "1" else start_here()
+    return current
 
 
 def start_here():
-    """A running Hub that this process takes for the real one."""
+    """A SmallHub that this process takes for the real one."""
     # What is imported keeps its settings, so a Hub that is opened again goes where the last one was.
     before = re.fullmatch(r"http://127\.0\.0\.1:(\d+)", os.environ.get("HF_ENDPOINT", ""))
     if "huggingface_hub" in sys.modules and not before:
         raise RuntimeError("open_hub() comes too late: huggingface_hub is imported already. Restart the kernel")
-    hub = Hub(TOKEN, int(before[1]) if before else 0).start()
-    # A client that outlives this Hub makes its cache anew, and a kernel may be shut down without `close`.
-    atexit.register(shutil.rmtree, hub.folder, ignore_errors=True)
+    hub = SmallHub(port=int(before[1]) if before else 0)
     os.environ.update(hub.environment)
     return hub

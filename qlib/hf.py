@@ -75,7 +75,7 @@ class QlibQuantizer(HfQuantizer):
             origin = f"config.json of {model.name_or_path or 'the model'}"
             put_empty_layers(model, self.quantization_config.layers, origin)
             # What layers share is stored once, and put back when all is read.
-            missing = {f"^{re.escape(name)}\\.(?!bias$)" for name in self.shared_layers()}
+            missing = {f"^{re.escape(name)}\\.(?!(bias|example)$)" for name in self.shared_layers()}
             model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), *missing}
             model.all_tied_weights_keys = {
                 target: source
@@ -113,7 +113,8 @@ class QlibQuantizer(HfQuantizer):
         if not shared:
             return None, {}
         state = model.state_dict()
-        return {key: state[key] for key in state if not key.startswith(shared) or key.endswith(".bias")}, {}
+        own = (".bias", ".example")  # which a layer that shares its weight has all the same
+        return {key: state[key] for key in state if not key.startswith(shared) or key.endswith(own)}, {}
 
     def get_weight_conversions(self):
         """How the tensors of qlib's first version are called now."""
@@ -196,7 +197,7 @@ def share_layer(layer, name, style, rank, size):
     if whole % (size * unit):
         raise ValueError(f"{name}: {whole} {'inputs' if dim else 'outputs'} do not share out among {size} by {unit}")
     share = slice(rank * whole // size, (rank + 1) * whole // size)
-    scale, zero_point = (part_of(part, dim, share, whole) for part in (qtensor.scale, qtensor.zero_point))
+    scale, zero_point = (share_of(part, dim, share, whole) for part in (qtensor.scale, qtensor.zero_point))
     part = QTensor(qtensor.values[share] if dim == 0 else qtensor.values[:, share], scale, zero_point, scheme)
     layer.qtensor = part
     layer.out_features, layer.in_features = part.shape
@@ -208,7 +209,7 @@ def share_layer(layer, name, style, rank, size):
     layer._hf_quantized_needs_local_tp = True  # transformers: hand this layer plain tensors
 
 
-def part_of(qparam, dim, share, whole):
+def share_of(qparam, dim, share, whole):
     """The part of a scale or zero point that belongs to the `share` of `whole` rows or columns."""
     if qparam.ndim < 2 or qparam.shape[dim] == 1:
         return qparam

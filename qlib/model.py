@@ -272,17 +272,15 @@ def sensitivity(model, names, scheme, measure):
     Returns:
         {name: number}, in the order of `names`.
     """
-    places, values = places_of(model), {}
+    values = {}
     for name in names:
         layer = model.get_submodule(name)
         quantized = QLinear.from_linear(layer, scheme, name)
         try:
-            for place in places[name]:
-                set_submodule(model, place, quantized)
+            replace(model, {name: quantized})
             values[name] = measure(model)
         finally:
-            for place in places[name]:
-                set_submodule(model, place, layer)
+            replace(model, {name: layer})
     return values
 
 

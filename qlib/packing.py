@@ -2,13 +2,10 @@
 
 At 2 bits a byte holds four values, at 4 bits two; at 3 bits eight values fill three bytes. Eight values of b bits
 are always b whole bytes, which is why `pack` and `unpack` work on eight at a time and need no case for any width.
-Below them are the layouts of other systems, and functions that read the bits of a number: signed integers in two's
-complement, and floats.
+Below them are functions that read the bits of a number: signed integers in two's complement, and floats.
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 
@@ -134,145 +131,6 @@ def put_field(word, value, offset, bits):
     """
     mask = (2**bits - 1) << offset
     return (word & ~mask) | ((value << offset) & mask)
-
-
-# ---------------------------------------------------------------- the layouts of other systems
-#
-# They all pack low bits first; they differ in the size of a word, in what runs along it, and in the order inside it.
-
-
-def words_of(octets):
-    """Bytes as words of 32 bits, the first byte in the lowest bits; zeros fill up the last word.
-
-    Args:
-        octets: uint8 tensor of shape (..., count).
-
-    Returns:
-        int32 tensor of shape (..., ceil(count / 4)), contiguous.
-    """
-    count = octets.shape[-1]
-    words = torch.zeros((*octets.shape[:-1], (count + 3) // 4), dtype=torch.int32, device=octets.device)
-    words.view(torch.uint8)[..., :count] = octets  # in memory, too, the lowest byte of a word is the first
-    return words
-
-
-def octets_of(words):
-    """Words of 32 bits as bytes, the lowest bits first: the inverse of `words_of`, (..., count) to (..., 4 * count)."""
-    in_order = torch.as_tensor(words, dtype=torch.int32).clone(memory_format=torch.contiguous_format)
-    return in_order.view(torch.uint8)
-
-
-def pack_words(codes, bits):
-    """Pack each row as `pack` does, into words of 32 bits: the layout "pack-quantized" of compressed-tensors.
-
-    A value goes on in the next word where 32 is no multiple of `bits`. Versions before 0.18 of compressed-tensors left
-    the rest of a word unused instead, so at 3, 5, 6 and 7 bits they read other numbers.
-    Source: compressed_tensors/compressors/pack_quantized/helpers.py, pack_to_int32.
-
-    Args:
-        codes: integers from 0 to 2**bits - 1, shape (..., count).
-        bits: width of a value, 1 to 8.
-
-    Returns:
-        int32 tensor of shape (..., ceil(count * bits / 32)).
-    """
-    return words_of(pack(codes, bits))
-
-
-def unpack_words(words, bits, count=None):
-    """Read the rows that `pack_words` packed: int32 of shape (..., words) to uint8 of shape (..., count).
-
-    Args:
-        words, bits: as `pack_words` gives and takes them.
-        count: values in a row; None for as many as the words hold whole.
-
-    Raises:
-        ValueError: a row holds fewer than `count` values.
-    """
-    return unpack(octets_of(words), bits, count)
-
-
-def pack_gptq(codes, bits):
-    """Pack a weight as GPTQ's checkpoints hold it (qweight): the words run along the inputs, in columns.
-
-    Source: AutoGPTQ, auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py, QuantLinear.pack.
-
-    Args:
-        codes: integers from 0 to 2**bits - 1, shape (outputs, inputs).
-        bits: width of a value; the format knows 2, 3, 4 and 8.
-
-    Returns:
-        int32 tensor of shape (inputs * bits / 32, outputs).
-
-    Raises:
-        ValueError: the format does not know the width, or `inputs` is no multiple of 32.
-    """
-    if bits not in (2, 3, 4, 8):
-        raise ValueError(f"GPTQ packs 2, 3, 4 or 8 bits, not {bits}")
-    if codes.shape[-1] % 32:
-        raise ValueError(f"GPTQ packs 32 inputs at a time, and {codes.shape[-1]} is no multiple of 32")
-    return pack_words(codes, bits).T.contiguous()
-
-
-def unpack_gptq(qweight, bits, count=None):
-    """Read what `pack_gptq` packed: int32 of shape (words, outputs) to uint8 of shape (outputs, inputs)."""
-    return unpack_words(qweight.T, bits, count)
-
-
-AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]  # which of eight neighbouring outputs stands where in a word
-AWQ_PLACES = [0, 4, 1, 5, 2, 6, 3, 7]  # where in a word each of the eight stands
-
-
-def pack_awq(codes, bits=4):
-    """Pack a weight as AWQ's checkpoints hold it (qweight, "gemm"): eight neighbouring outputs in a word, interleaved.
-
-    The even outputs lie in the lower half of a word and the odd ones in the upper half, so that a GPU that masks every
-    fourth nibble gets pairs of neighbours.
-    Source: AutoAWQ, awq/modules/linear/gemm.py, WQLinear_GEMM.from_linear.
-
-    Args:
-        codes: integers from 0 to 15, shape (outputs, inputs).
-        bits: 4, the one width that the format knows.
-
-    Returns:
-        int32 tensor of shape (inputs, outputs / 8).
-
-    Raises:
-        ValueError: `bits` is not 4, or `outputs` is no multiple of 8.
-    """
-    if bits != 4:
-        raise ValueError(f"AWQ packs 4 bits, not {bits}")
-    if codes.shape[0] % 8:
-        raise ValueError(f"AWQ packs 8 outputs at a time, and {codes.shape[0]} is no multiple of 8")
-    eights = codes.T.unflatten(-1, (-1, 8))
-    return pack_words(eights[..., AWQ_ORDER].flatten(-2), bits)
-
-
-def unpack_awq(qweight, bits=4, count=None):
-    """Read what `pack_awq` packed: int32 of shape (inputs, outputs / 8) to uint8 of shape (outputs, inputs)."""
-    eights = unpack_words(qweight, bits).unflatten(-1, (-1, 8))
-    return eights[..., AWQ_PLACES].flatten(-2).T[:, :count].contiguous()
-
-
-class Layout(NamedTuple):
-    """How a matrix of codes, (outputs, inputs) from 0 to 2**bits - 1, lies in memory.
-
-    Fields:
-        pack: function of (codes, bits).
-        unpack: function of (packed, bits, count): its inverse, where `count` is `inputs`.
-    """
-
-    pack: Callable
-    unpack: Callable
-
-
-# From one layout to another: LAYOUTS["awq"].pack(LAYOUTS["gptq"].unpack(qweight, 4), 4).
-LAYOUTS = {
-    "low bits first": Layout(pack, unpack),
-    "compressed-tensors": Layout(pack_words, unpack_words),
-    "gptq": Layout(pack_gptq, unpack_gptq),
-    "awq": Layout(pack_awq, unpack_awq),
-}
 
 
 # ---------------------------------------------------------------- the bits of a number

@@ -11,7 +11,7 @@ import torch.utils._python_dispatch
 import torch.utils._pytree
 
 from qlib.scheme import Scheme
-from qlib.tensor import plain_tensors
+from qlib.tensor import plain_tensors, stored_bytes
 
 # ---------------------------------------------------------------- bytes
 
@@ -61,8 +61,9 @@ def weight_bytes(count, bits, group_size=None, symmetric=False):
     Returns:
         int, bytes.
     """
-    groups = 0 if group_size is None else -(-count // group_size)
-    return -(-count * bits // 8) + groups * (4 if symmetric else 5)
+    if group_size is None:
+        return -(-count * bits // 8)
+    return stored_bytes((1, count), Scheme(bits, symmetric, group_size=group_size))
 
 
 def bits_per_weight(shape, scheme):
@@ -80,6 +81,8 @@ def bits_per_weight(shape, scheme):
         float, bits.
     """
     rows, columns = shape
+    if scheme.scales != "float32":  # another format of scales counts its own parts
+        return 8 * stored_bytes(shape, scheme) / math.prod(shape)
     groups_in_a_row = math.ceil(columns / (scheme.group_size or columns))
     blocks = {None: 1, 0: rows * groups_in_a_row, 1: columns}[scheme.axis]
     packed_bytes = rows * math.ceil(columns * scheme.bits / 8)
@@ -242,8 +245,9 @@ class Table:
     """Rows of {column: value} as plain text and as HTML, numbers rounded to `digits` decimals at most."""
 
     def __init__(self, rows, digits=4):
-        self.columns = list(dict.fromkeys(key for row in rows for key in row))
-        self.cells = [[as_text(row.get(column, ""), digits) for column in self.columns] for row in rows]
+        columns = dict.fromkeys(key for row in rows for key in row)
+        self.columns = [str(column) for column in columns]
+        self.cells = [[as_text(row.get(column, ""), digits) for column in columns] for row in rows]
 
     def __repr__(self):
         lines = [self.columns, *self.cells]

@@ -230,6 +230,13 @@ def part_shapes(shape, scheme):
     return shapes | ({"global_scale": ()} if scheme.scales == "e4m3" else {})
 
 
+def stored_bytes(shape, scheme):
+    """The bytes of a QTensor of a shape and scheme, no tensor needed: `nbytes`, told beforehand."""
+    dtypes = {"packed": torch.uint8, "zero_point": torch.int8} | SCALE_PARTS[scheme.scales]
+    shapes = part_shapes(shape, scheme)
+    return sum(math.prod(shapes[part]) * dtypes[part].itemsize for part in part_names(scheme))
+
+
 def scale_shape(shape, scheme):
     """The shape of the scales that `choose_qparams` gives of a tensor of this shape."""
     if len(shape) == 2:  # by far the most frequent, and many times faster

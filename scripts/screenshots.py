@@ -11,7 +11,7 @@ from pathlib import Path
 import tqdm
 from playwright.sync_api import sync_playwright
 
-from tests.browser.lab import THEMES, WIDTHS, Lab, LessonPage, new_context, start_browser
+from scripts.browser import THEMES, WIDTHS, Lab, LessonPage, new_context, start_browser
 
 OVERLAP = 40  # pixels that a screen shows of the one above
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 
-from course.exercises.trial import Trial, code_task
+from course.capstone import Trial, code_task
 
 
 @functools.cache

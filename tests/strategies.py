@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import torch
+from hypothesis import example
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -15,6 +16,17 @@ GRANULARITIES = {
     "per column": {"axis": 1},
     "per group": {"axis": 0, "group_size": 3},
 }
+
+
+def examples(*cases):
+    """Cases that a property test tries by name each time, beside those that are drawn: edges that once went wrong."""
+
+    def add(test):
+        for case in reversed(cases):
+            test = example(*case if isinstance(case, tuple) else (case,))(test)
+        return test
+
+    return add
 
 
 @st.composite

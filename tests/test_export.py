@@ -27,8 +27,8 @@ from qlib.export import (
     to_awq,
     to_compressed_tensors,
     to_gptq,
-    weight_arguments,
 )
+from qlib.export.compressed_tensors import weight_arguments
 
 EACH_MODE = pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 IDS = torch.tensor([[1, 5, 9, 3, 40, 63]])

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from qlib import FP8, INT4, MXFP4, NF4, NVFP4, QLinear, Scheme, choose_qparams, fake_quantize, quantize_tensor, unpack
 from qlib.grids import e2m1_levels, e4m3_levels, nf4_levels
-from qlib.report import sqnr
+from qlib.report import bits_per_weight, sqnr
+from qlib.tensor import stored_bytes
 from tests.strategies import tensors
 
 PLAIN_NF4 = Scheme(4, group_size=64, grid="nf4")
@@ -340,3 +341,17 @@ def test_an_empty_layer_on_the_meta_device_takes_the_state_of_a_full_one(scheme)
     assert kinds[0] == kinds[1]
     empty.load_state_dict(layer.state_dict(), assign=True)
     assert torch.equal(empty(normal(2, 70)), layer(normal(2, 70)))
+
+
+# ---------------------------------------------------------------- bytes told beforehand
+
+
+@given(
+    st.sampled_from(all_schemes() + [INT4, Scheme(3, axis=1), Scheme(2, axis=None)]),
+    st.integers(1, 9),
+    st.integers(1, 40),
+)
+def test_bytes_are_told_beforehand_as_they_are_kept(scheme, rows, columns):
+    quantized = quantize_tensor(normal(rows, columns) + 1, scheme)
+    assert stored_bytes((rows, columns), scheme) == quantized.nbytes
+    assert bits_per_weight((rows, columns), scheme) == quantized.bits_per_weight

@@ -20,6 +20,7 @@ from course.models import DATA, accuracy, load_digits, load_small_net, small_net
 from qlib import pack, unpack
 from qlib.packing import bit_string, field_widths, float_fields, from_twos_complement
 from tests.lessons import ROOT, code_cells, committed
+from tests.strategies import examples
 
 STUDENTS = [f"student-{taught_by}-{count}" for count in (144, 1437) for taught_by in ("labels", "teacher")]
 
@@ -219,8 +220,7 @@ def test_the_byte_of_the_lesson_is_minus_127():
     assert from_twos_complement(torch.tensor([0b1000_0001], dtype=torch.uint8)).tolist() == [-127]
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
+@given(st.integers(2, 8), st.sampled_from([torch.uint8, torch.int16, torch.int32, torch.int64]))
 def test_every_code_of_every_width_is_what_python_reads(bits, dtype):
     codes = torch.arange(2**bits).to(dtype)
     signed = from_twos_complement(codes, bits)
@@ -236,11 +236,11 @@ def test_8_bit_codes_are_what_numpy_and_torch_read():
     assert np.array_equal(from_twos_complement(codes).numpy(), codes.numpy().view(np.int8))
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
-def test_signed_values_survive_packing(bits):
-    values = torch.arange(-(2 ** (bits - 1)), 2 ** (bits - 1)).to(torch.int8).repeat(3, 1)
-    count = values.shape[-1]
-    assert torch.equal(from_twos_complement(unpack(pack(values, bits), bits, count), bits), values)
+def test_signed_values_survive_packing():
+    for bits in range(2, 9):
+        values = torch.arange(-(2 ** (bits - 1)), 2 ** (bits - 1)).to(torch.int8).repeat(3, 1)
+        count = values.shape[-1]
+        assert torch.equal(from_twos_complement(unpack(pack(values, bits), bits, count), bits), values)
 
 
 def test_no_codes_are_no_numbers_and_codes_are_left_alone():
@@ -262,12 +262,12 @@ def fields_of_struct(pattern):
     return int(text[0], 2), int(text[1:9], 2), int(text[9:], 2)
 
 
-@pytest.mark.parametrize("number", [*SPECIAL, LARGEST, -LARGEST, math.nan])
-def test_special_floats_have_the_fields_that_struct_finds(number):
-    (pattern,) = struct.unpack("<I", struct.pack("<f", number))
-    fields = float_fields(torch.tensor([number]))
-    assert all(field.dtype == torch.int32 for field in fields)
-    assert tuple(field.item() for field in fields) == fields_of_struct(pattern)
+def test_special_floats_have_the_fields_that_struct_finds():
+    for number in (*SPECIAL, LARGEST, -LARGEST, math.nan):
+        (pattern,) = struct.unpack("<I", struct.pack("<f", number))
+        fields = float_fields(torch.tensor([number]))
+        assert all(field.dtype == torch.int32 for field in fields)
+        assert tuple(field.item() for field in fields) == fields_of_struct(pattern), number
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=20))
@@ -296,31 +296,29 @@ def test_fields_have_the_shape_of_the_tensor_and_leave_it_alone():
 # ---------------------------------------------------------------- bits as text
 
 
-@pytest.mark.parametrize(
-    ("dtype", "widths"),
-    [
-        (torch.float64, (1, 11, 52)),
-        (torch.float32, (1, 8, 23)),
-        (torch.bfloat16, (1, 8, 7)),
-        (torch.float16, (1, 5, 10)),
-        (torch.float8_e4m3fn, (1, 4, 3)),
-        (torch.float8_e5m2, (1, 5, 2)),
-        (torch.int8, (1, 0, 7)),
-        (torch.uint8, (0, 0, 8)),
-        (torch.int32, (1, 0, 31)),
-    ],
-    ids=str,
-)
-def test_each_dtype_has_the_fields_of_its_standard(dtype, widths):
-    assert field_widths(dtype) == widths
+FIELDS = {
+    torch.float64: (1, 11, 52),
+    torch.float32: (1, 8, 23),
+    torch.bfloat16: (1, 8, 7),
+    torch.float16: (1, 5, 10),
+    torch.float8_e4m3fn: (1, 4, 3),
+    torch.float8_e5m2: (1, 5, 2),
+    torch.int8: (1, 0, 7),
+    torch.uint8: (0, 0, 8),
+    torch.int32: (1, 0, 31),
+}
 
 
-@pytest.mark.parametrize("number", [0.0, -0.0, 1.0, -6.5, 0.1, 65504.0, math.inf, 2.0**-24])
-@pytest.mark.parametrize(
-    ("dtype", "code"), [(torch.float64, ">d"), (torch.float32, ">f"), (torch.float16, ">e")], ids=str
-)
-def test_a_bit_string_is_what_struct_packs(number, dtype, code):
-    assert bit_string(torch.tensor(number, dtype=dtype)) == "".join(f"{b:08b}" for b in struct.pack(code, number))
+def test_each_dtype_has_the_fields_of_its_standard():
+    assert {dtype: field_widths(dtype) for dtype in FIELDS} == FIELDS
+
+
+@examples(0.0, -0.0, 1.0, -6.5, 0.1, 65504.0, math.inf, 2.0**-24)
+@given(st.floats(width=16, allow_nan=False))
+def test_a_bit_string_is_what_struct_packs(number):
+    for dtype, code in ((torch.float64, ">d"), (torch.float32, ">f"), (torch.float16, ">e")):
+        packed = struct.pack(code, number)
+        assert bit_string(torch.tensor(number, dtype=dtype)) == "".join(f"{octet:08b}" for octet in packed)
 
 
 def test_bit_strings_of_the_short_formats():

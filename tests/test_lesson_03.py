@@ -7,8 +7,7 @@ from course.figures import lesson_03 as figures
 from course.models import load_encoder
 from qlib import dequantize, quantize
 from qlib.report import quantization_error
-
-T = torch.tensor([[191.6, -13.5, 728.6], [92.14, 295.5, -184.0], [0.0, 684.6, 245.5]])
+from tests.matrices import T
 
 
 def test_the_courses_scale_and_zero_point_give_the_courses_integers_and_error():

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from course import helper
 from course.exercises.exercise import find_exercise
@@ -10,9 +12,8 @@ from course.figures import lesson_04 as figures
 from qlib import Scheme, choose_qparams, dequantize, quant_range, quantize, quantize_tensor
 from qlib.affine import asymmetric_qparams
 from qlib.report import quantization_error, sqnr
+from tests.matrices import T
 from tests.test_plot import assert_draws
-
-T = torch.tensor([[191.6, -13.5, 728.6], [92.14, 295.5, -184.0], [0.0, 684.6, 245.5]])
 
 
 def per_tensor(bits=8):
@@ -82,8 +83,7 @@ def test_the_course_gives_the_same_integers():
 EDGES = [[100, 101, 102, 103], [-3, -1.37, -1], [5, 5, 5], [-5, -5], [0, 0, 0], [0, 7.3], [-7.3, 0], [1e-30, -2e-30]]
 
 
-@pytest.mark.parametrize("bits", [8, 4, 3, 2])
-@pytest.mark.parametrize("numbers", EDGES, ids=str)
+@given(st.sampled_from(EDGES), st.integers(2, 8))
 def test_at_the_edges_no_number_is_more_than_half_a_step_off_and_zero_is_exact(numbers, bits):
     tensor = torch.tensor(numbers, dtype=torch.float32)
     scale, zero_point = choose_qparams(tensor, per_tensor(bits))
@@ -103,7 +103,7 @@ def test_clamping_the_zero_point_of_a_range_without_zero_gives_3_for_all():
     assert quantize_tensor(tensor, per_tensor()).dequantize()[3] == pytest.approx(103)
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
+@given(st.integers(2, 8))
 def test_once_the_range_holds_zero_the_zero_point_needs_no_clamp(bits):
     qmin, qmax = quant_range(bits)
     magnitudes = torch.logspace(-20, 20, 401)

@@ -14,8 +14,7 @@ from course.models import DATA, load_encoder, load_sentences
 from qlib import Scheme, choose_qparams, dequantize, fake_quantize, load_tensors, quant_range, quantize
 from qlib.affine import asymmetric_qparams, full_range_qparams, symmetric_qparams
 from qlib.report import quantization_error, sqnr
-
-T = torch.tensor([[191.6, -13.5, 728.6], [92.14, 295.5, -184.0], [0.0, 684.6, 245.5]])
+from tests.matrices import T
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +65,11 @@ def test_the_courses_names_give_the_courses_figures():
     assert quantization_error(T, helper.linear_dequantization(quantized, scale, 0)) == pytest.approx(2.5092, abs=5e-5)
 
 
-@pytest.mark.parametrize("name", ["get_q_scale_symmetric", "linear_q_symmetric"])
-@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.uint8, torch.float32], ids=str)
-def test_a_dtype_that_is_not_served_is_refused_and_not_forgotten(name, dtype):
-    with pytest.raises(ValueError, match=str(dtype)):
-        getattr(helper, name)(T, dtype=dtype)
+def test_a_dtype_that_is_not_served_is_refused_and_not_forgotten():
+    for function in (helper.get_q_scale_symmetric, helper.linear_q_symmetric):
+        for dtype in (torch.int16, torch.int32, torch.uint8, torch.float32):
+            with pytest.raises(ValueError, match=str(dtype)):
+                function(T, dtype=dtype)
 
 
 def test_pytorchs_observers_put_the_largest_magnitude_half_a_step_beyond_qmax():

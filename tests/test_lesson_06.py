@@ -4,6 +4,8 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from course.figures import lesson_06 as figures
 from course.figures.shared import block_numbers
@@ -11,8 +13,9 @@ from course.models import load_encoder
 from qlib import Scheme, choose_qparams, quantize_tensor
 from qlib.affine import expand_groups
 from qlib.report import bits_per_weight, quantization_error, sqnr, weight_bytes
+from tests.matrices import T
+from tests.strategies import examples, schemes
 
-T = torch.tensor([[191.6, -13.5, 728.6], [92.14, 295.5, -184.0], [0.0, 684.6, 245.5]])
 TAME = torch.tensor(
     [
         [0.031, -0.052, 0.008, 0.067, -0.024, 0.045],
@@ -21,6 +24,7 @@ TAME = torch.tensor(
         [-0.015, 0.049, 0.077, -0.098, 0.012, 0.036],
     ]
 )
+
 PER_TENSOR = Scheme(axis=None)
 
 
@@ -118,19 +122,10 @@ def test_no_count_of_outliers_hangs_on_a_last_digit(outputs):
 # ---------------------------------------------------------------- the price
 
 
-SHAPES = [*itertools.product((1, 2, 5), (1, 3, 7, 8, 10, 33)), (384, 1536)]
-CUTS = [(None, None), (0, None), (1, None), (0, 1), (0, 3), (0, 4), (0, 16), (0, 100)]
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_bits_per_weight_are_those_that_a_qtensor_takes(shape):
-    tensor = torch.ones(shape)
-    widths = (8, 4, 3) if tensor.numel() > 1000 else range(2, 9)
-    for bits, symmetric, (axis, group_size) in itertools.product(widths, (True, False), CUTS):
-        if tensor.numel() > 1000 and group_size == 1:
-            continue
-        scheme = Scheme(bits, symmetric, axis, group_size)
-        assert bits_per_weight(shape, scheme) == quantize_tensor(tensor, scheme).bits_per_weight, scheme
+@examples(*(((384, 1536), Scheme(3, symmetric, group_size=100)) for symmetric in (True, False)))
+@given(st.tuples(st.integers(1, 6), st.integers(1, 40)), schemes() | schemes(group_size=100, axis=0))
+def test_bits_per_weight_are_those_that_a_qtensor_takes(shape, scheme):
+    assert bits_per_weight(shape, scheme) == quantize_tensor(torch.ones(shape), scheme).bits_per_weight
 
 
 def test_bits_per_weight_and_the_calculator_of_lesson_1_agree():

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes
 
 from course import helper
 from course.figures import lesson_07 as figures
@@ -9,10 +12,9 @@ from course.models import embed, load_encoder, load_sentences
 from qlib import Scheme, choose_qparams, dequantize, fake_quantize, quantize, quantize_tensor
 from qlib.affine import channel_range
 from qlib.report import cosine, quantization_error, sqnr
+from tests.matrices import T
 
-T = torch.tensor([[191.6, -13.5, 728.6], [92.14, 295.5, -184.0], [0.0, 684.6, 245.5]])
 PER_TENSOR, PER_ROW, PER_COLUMN = (Scheme(axis=axis) for axis in (None, 0, 1))
-EVERY = [Scheme(bits, symmetric, axis) for bits in (8, 4, 3, 2) for symmetric in (True, False) for axis in (0, 1)]
 
 
 def spread(*shape):
@@ -67,7 +69,7 @@ def test_a_scale_without_its_dimension_goes_along_the_columns_of_a_square_matrix
         T[:2] / T[:2].abs().amax(1)
 
 
-@pytest.mark.parametrize("shape", [(4, 7), (7, 4), (1, 5), (5, 1), (3, 4, 5), (4, 3, 2, 2)], ids=str)
+@given(array_shapes(min_dims=2, max_dims=4, max_side=6))
 def test_a_channels_range_keeps_its_axis_and_broadcasts(shape):
     tensor = spread(*shape)
     for axis in range(tensor.ndim):
@@ -78,41 +80,24 @@ def test_a_channels_range_keeps_its_axis_and_broadcasts(shape):
             assert (channel.min(), channel.max()) == (first, last)
 
 
-@pytest.mark.parametrize("scheme", [s for s in EVERY if s.axis == 0], ids=str)
-def test_per_row_is_per_tensor_of_each_row(scheme):
+@given(st.integers(2, 8), st.booleans())
+def test_per_row_is_per_tensor_of_each_row(bits, symmetric):
     tensor = spread(6, 11)
-    alone = [quantize_tensor(row, Scheme(scheme.bits, scheme.symmetric, axis=None)) for row in tensor]
-    whole = quantize_tensor(tensor, scheme)
+    alone = [quantize_tensor(row, Scheme(bits, symmetric, axis=None)) for row in tensor]
+    whole = quantize_tensor(tensor, Scheme(bits, symmetric, axis=0))
     assert torch.equal(whole.values, torch.stack([q.values for q in alone]))
     assert torch.equal(whole.scale.flatten(), torch.stack([q.scale for q in alone]))
     assert torch.equal(whole.dequantize(), torch.stack([q.dequantize() for q in alone]))
 
 
-@pytest.mark.parametrize("scheme", [s for s in EVERY if s.axis == 1], ids=str)
-def test_columns_are_the_rows_of_the_transpose(scheme):
+@given(st.integers(2, 8), st.booleans())
+def test_columns_are_the_rows_of_the_transpose(bits, symmetric):
     tensor = spread(6, 11)
-    turned = quantize_tensor(tensor.T, Scheme(scheme.bits, scheme.symmetric, axis=0))
-    whole = quantize_tensor(tensor, scheme)
+    turned = quantize_tensor(tensor.T, Scheme(bits, symmetric, axis=0))
+    whole = quantize_tensor(tensor, Scheme(bits, symmetric, axis=1))
     assert torch.equal(whole.values, turned.values.T)
     assert torch.equal(whole.scale, turned.scale.T)
     assert torch.equal(whole.dequantize(), turned.dequantize().T)
-
-
-@pytest.mark.parametrize("scheme", EVERY, ids=str)
-def test_no_value_is_more_than_half_a_step_of_its_own_channel_off(scheme):
-    tensor = spread(8, 32) * torch.logspace(-3, 3, 8).unsqueeze(1)
-    scale, _ = choose_qparams(tensor, scheme)
-    assert ((fake_quantize(tensor, scheme) - tensor).abs() <= scale * 0.5001).all()
-
-
-@pytest.mark.parametrize("scheme", EVERY, ids=str)
-def test_a_bfloat16_tensor_gets_the_float32_scales_of_the_same_numbers(scheme):
-    half = spread(5, 9).bfloat16()
-    scale, zero_point = choose_qparams(half, scheme)
-    same_scale, same_zero_point = choose_qparams(half.float(), scheme)
-    assert scale.dtype == torch.float32
-    assert torch.equal(scale, same_scale)
-    assert torch.equal(zero_point, same_zero_point)
 
 
 # ---------------------------------------------------------------- matrix products

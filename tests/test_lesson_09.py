@@ -3,10 +3,10 @@
 import copy
 import warnings
 
-import hypothesis
-import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn.functional import conv2d, linear, relu, unfold
 
 from course import helper
@@ -90,7 +90,7 @@ def plain(x, x_zero_point, w, w_zero_point):
     return (x.long() - x_zero_point) @ (w.long() - w_zero_point).T
 
 
-@hypothesis.given(problems())
+@given(problems())
 def test_the_corrected_sums_equal_the_plain_ones_to_the_last_integer(problem):
     sums = integer_linear(*problem)
     assert sums.dtype == torch.int32
@@ -210,6 +210,7 @@ def real_layer(layer, x, scheme, x_range=None):
     return conv2d(back, weight, bias, layer.stride, layer.padding, layer.dilation)
 
 
+LINEARS = [torch.nn.Linear(12, 5), torch.nn.Linear(12, 5, bias=False)]
 CONVS = [
     torch.nn.Conv2d(2, 3, 3),
     torch.nn.Conv2d(2, 5, 3, padding=1, bias=False),
@@ -219,8 +220,7 @@ CONVS = [
 ]
 
 
-@pytest.mark.parametrize("scheme", [PER_TENSOR, PER_CHANNEL, ASYMMETRIC, Scheme(symmetric=False)], ids=str)
-@pytest.mark.parametrize("layer", [torch.nn.Linear(12, 5), torch.nn.Linear(12, 5, bias=False), *CONVS], ids=str)
+@given(st.sampled_from([*LINEARS, *CONVS]), st.builds(Scheme, symmetric=st.booleans(), axis=st.sampled_from([None, 0])))
 def test_an_integer_layer_computes_what_its_integers_stand_for(layer, scheme):
     x = noise(1, 12) if isinstance(layer, torch.nn.Linear) else noise(1, 2, 7, 6)
     layer = copy.deepcopy(layer).requires_grad_(False)
@@ -280,8 +280,7 @@ def test_what_a_layer_keeps_is_int8_and_its_description_says_how_it_finds_its_ra
 # ---------------------------------------------------------------- folding
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"groups": 2}, {"dilation": 2}], ids=str)
+@given(st.booleans(), st.sampled_from([{}, {"stride": 2, "padding": 1}, {"groups": 2}, {"dilation": 2}]))
 def test_folding_changes_nothing_and_agrees_with_pytorchs_own(bias, options):
     conv = torch.nn.Conv2d(4, 6, 3, bias=bias, **options).eval().requires_grad_(False)
     bn = torch.nn.BatchNorm2d(6, eps=1e-3).eval().requires_grad_(False)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from course.figures import lesson_14 as figures
 from course.figures.lesson_14 import Bits
 from qlib import Scheme, pack, quantize_tensor, unpack
-from qlib.packing import LAYOUTS, get_field, put_field
+from qlib.export import LAYOUTS
+from qlib.packing import get_field, put_field
 from qlib.report import in_units, weight_bytes
 from tests.test_plot import assert_draws
 
@@ -27,7 +28,7 @@ def fields(draw):
 SMALL_DTYPES = [getattr(torch, f"{sign}int{bits}") for sign in ("u", "") for bits in range(1, 8)]
 
 
-@pytest.mark.parametrize("dtype", SMALL_DTYPES, ids=str)
+@given(st.sampled_from(SMALL_DTYPES))
 def test_pytorchs_types_of_1_to_7_bits_take_a_byte_and_do_nothing(dtype):
     four = torch.tensor([1, 0, 1, 1], dtype=torch.uint8).view(dtype)
     assert torch.empty(4, dtype=dtype).nbytes == four.nbytes == 4

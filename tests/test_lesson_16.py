@@ -1,6 +1,5 @@
 """Lesson 16: the course's figures, pack and unpack as inverses, the packed layer, the bytes it moves, the pictures."""
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,10 +67,9 @@ def test_a_masked_code_left_in_its_place_is_a_power_of_four_too_large():
 # ---------------------------------------------------------------- the packed layer
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize(("inputs", "group_size"), [(96, 32), (80, 32), (10, 4)])
-@pytest.mark.parametrize("bias", [True, False])
-def test_packed_linear_is_the_plain_formula_of_qlinear(bits, inputs, group_size, bias):
+@given(st.sampled_from([2, 3, 4, 8]), st.sampled_from([(96, 32), (80, 32), (10, 4)]), st.booleans())
+def test_packed_linear_is_the_plain_formula_of_qlinear(bits, sizes, bias):
+    inputs, group_size = sizes
     scheme = Scheme(bits, symmetric=False, group_size=group_size)
     layer = QLinear.from_linear(torch.nn.Linear(inputs, 5, bias=bias), scheme)
     x = torch.linspace(-1, 1, 2 * inputs).reshape(2, inputs)

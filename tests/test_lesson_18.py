@@ -15,8 +15,8 @@ from matplotlib.patches import FancyBboxPatch
 import course
 import qlib
 import qlib.methods
+from course import capstone
 from course.capstone import BUDGET, best_within, in_float32, load_best, load_results, saved_bytes, store_small
-from course.exercises import trial
 from course.exercises.exercise import asked_for, find_exercise
 from course.exercises.judge import CORRECT, INCORRECT, judge
 from course.figures import lesson_18 as figures
@@ -119,7 +119,7 @@ def test_the_best_model_is_what_its_figures_say():
 
 
 def test_the_librarys_answer_beats_rounding_clearly_and_the_best_beats_both():
-    task = trial.code_task()
+    task = capstone.code_task()
     bar, library, best = (point["perplexity"] for point in (task.rounding, task.stored["library"], task.best))
     assert task.stored["float"] < best < library < bar / 2
     assert 0.9 < task.share(library) < 1
@@ -127,7 +127,7 @@ def test_the_librarys_answer_beats_rounding_clearly_and_the_best_beats_both():
 
 
 def test_a_stored_point_of_rounding_is_measured_again():
-    task = trial.code_task()
+    task = capstone.code_task()
     point = task.rounding
     model = copy.deepcopy(task.model)
     quantize_model(model, Scheme(2, False, group_size=point["group_size"]), ignore=(), progress=False)
@@ -157,7 +157,7 @@ def test_what_is_stored_small_comes_back_and_keeps_its_tie(tmp_path):
 
 
 def attempt(answer):
-    return judge(dataclasses.replace(find_exercise("18.1"), trial=trial.Trial(small_task)), answer)
+    return judge(dataclasses.replace(find_exercise("18.1"), trial=capstone.Trial(small_task)), answer)
 
 
 def rounds_in_groups_of_32(model, tokens, budget):
@@ -169,15 +169,20 @@ def test_a_right_answer_is_told_its_score_and_drawn():
     verdict = attempt(rounds_in_groups_of_32)
     assert verdict.outcome == CORRECT
     assert re.search(r"bytes of 1,750,000, and a perplexity of 19\.", verdict.message)
-    share = 100 * trial.code_task().share(19.12)
+    share = 100 * capstone.code_task().share(19.12)
     assert f"Your score: {share:.0f}% of the way" in verdict.message
     assert "yours: 19.1" in verdict.picture.caption
 
 
+def words_for_less_than_the_best(margin):
+    value = capstone.code_task().best["perplexity"] - margin
+    result = capstone.Result(bytes=1_700_000, perplexity=value)
+    return capstone.Trial(capstone.code_task).words(result)
+
+
 def test_more_than_the_best_is_more_than_100_percent():
-    task = trial.code_task()
-    result = trial.Result(None, 1_700_000, task.best["perplexity"] - 0.1)
-    assert "101%" in trial.score_text(task, result) and "You have beaten it." in trial.score_text(task, result)
+    words = words_for_less_than_the_best(0.1)
+    assert "101%" in words and "You have beaten it." in words
 
 
 def test_the_stored_best_as_it_lies_on_the_disk_is_no_answer():
@@ -186,9 +191,7 @@ def test_the_stored_best_as_it_lies_on_the_disk_is_no_answer():
 
 
 def test_the_digits_that_a_stored_perplexity_lacks_beat_nothing():
-    task = trial.code_task()
-    result = trial.Result(None, 1_700_000, task.best["perplexity"] - 5e-5)
-    assert "You have beaten it." not in trial.score_text(task, result)
+    assert "You have beaten it." not in words_for_less_than_the_best(5e-5)
 
 
 def test_what_is_rejected_after_it_was_measured_is_drawn_too():
@@ -219,7 +222,7 @@ def test_layers_that_divide_their_input_are_judged_like_any():
 
     verdict = attempt(divides)
     assert verdict.outcome == INCORRECT and "no better than the 29.70" in verdict.message
-    assert trial.ONE_WIDTH not in verdict.message
+    assert capstone.ONE_WIDTH not in verdict.message
 
 
 def test_an_error_in_the_answer_names_the_line():
@@ -236,7 +239,7 @@ def test_an_answer_that_never_ends_is_stopped_when_its_time_is_up():
         while True:
             pass
 
-    exercise = dataclasses.replace(find_exercise("18.1"), trial=trial.Trial(small_task, limit=0.5))
+    exercise = dataclasses.replace(find_exercise("18.1"), trial=capstone.Trial(small_task, limit=0.5))
     assert "still running after 0.5 seconds" in judge(exercise, endless).message
 
 
@@ -248,17 +251,17 @@ def test_an_answer_cannot_harm_the_tasks_own_model():
 
 def test_calibrating_on_held_out_text_is_noticed_however_it_is_cut():
     read = []
-    model = trial.watched(small_task().model, read)
+    model = capstone.watched_copy(small_task().model, read)
     model(load_code_tokens(count=600)[37:421].view(-1, 128))
-    assert trial.has_read(read, small_task().forbidden)
+    assert capstone.has_read(read, small_task().forbidden)
 
 
 def test_the_calibration_text_itself_is_not_mistaken_for_the_held_out_text():
-    every = [trial.hashes(load_code_tokens("calibration", count=32768))]
-    shared = torch.isin(every[0], trial.hashes(small_task().forbidden)).sum().item()
-    assert 0 < shared < trial.SHARED / 2
-    assert not trial.has_read(every, small_task().forbidden)
-    assert not trial.has_read([], small_task().forbidden)
+    every = [capstone.hashes(load_code_tokens("calibration", count=32768))]
+    shared = torch.isin(every[0], capstone.hashes(small_task().forbidden)).sum().item()
+    assert 0 < shared < capstone.SHARED / 2
+    assert not capstone.has_read(every, small_task().forbidden)
+    assert not capstone.has_read([], small_task().forbidden)
 
 
 # ---------------------------------------------------------------- pictures and figures

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.pytorch_utils import Conv1D
 
-from qlib import Scheme, quantize_tensor
-from qlib.linear import QLinear
+from qlib import FP8, MXFP4, NF4, NVFP4, Scheme, fake_quantize, quantize_model, quantize_tensor
+from qlib.linear import QLinear, integer_linear
 from tests.strategies import schemes
 
 
@@ -93,3 +93,53 @@ def test_a_weight_that_cannot_be_quantized_is_named():
         QLinear.from_linear(layer, Scheme(), "mlp.up")
     with pytest.raises(TypeError, match=r"conv is a Conv2d; only nn\.Linear"):
         QLinear.from_linear(torch.nn.Conv2d(1, 1, 1), Scheme(), "conv")
+
+
+# ---------------------------------------------------------------- int8 activations
+
+
+def by_group(x, qtensor):
+    """x @ weight.T as lesson 9 does it, group by group: int8 values, an int32 sum, and both scales afterwards."""
+    rows, columns = qtensor.shape
+    size = qtensor.scheme.group_size or columns
+    scale, zero_point = (part.broadcast_to(rows, -(-columns // size)) for part in (qtensor.scale, qtensor.zero_point))
+    out = torch.zeros(len(x), rows)
+    for group, first in enumerate(range(0, columns, size)):
+        part, weight = x[:, first : first + size], qtensor.values[:, first : first + size]
+        x_scale = part.abs().amax(1, keepdim=True) / 127
+        x_scale[x_scale == 0] = 1
+        sums = integer_linear(torch.round(part / x_scale).to(torch.int8), 0, weight, zero_point[:, group].int())
+        out += sums * x_scale * scale[:, group]
+    return out
+
+
+@given(schemes(axis=0), st.integers(1, 5))
+def test_int8_activations_are_the_integer_arithmetic_with_a_scale_a_token_and_group(scheme, tokens):
+    layer, x = linear(), torch.linspace(-2, 2, 20 * tokens).mul(7).sin().reshape(tokens, 20)
+    quantized = QLinear.from_linear(layer, scheme, activation_bits=8)
+    torch.testing.assert_close(quantized(x), by_group(x, quantized.qtensor) + layer.bias, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", [NF4, MXFP4, NVFP4, FP8], ids=str)
+def test_int8_activations_meet_the_levels_of_any_grid(scheme):
+    layer, x = linear(96), torch.linspace(-2, 2, 96 * 3).mul(7).sin().reshape(3, 96)
+    quantized = QLinear.from_linear(layer, scheme, activation_bits=8)
+    rounded = fake_quantize(x, Scheme(8, group_size=scheme.group_size))
+    right = torch.nn.functional.linear(rounded, quantized.weight, layer.bias)
+    torch.testing.assert_close(quantized(x), right, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(quantized(x), torch.nn.functional.linear(x, quantized.weight, layer.bias), atol=1e-5)
+
+
+def test_activations_that_no_integer_sum_can_bear_are_refused():
+    for scheme, bits, words in (
+        (Scheme(8, axis=1), 8, "one scale for all the inputs of a row"),
+        (Scheme(8), 4, "must be 8"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            QLinear.from_linear(linear(), scheme, activation_bits=bits)
+
+
+def test_a_model_takes_int8_activations_as_a_whole():
+    model = torch.nn.Sequential(linear(20, 20), torch.nn.ReLU(), linear())
+    quantize_model(model, Scheme(4, group_size=8), activation_bits=8)
+    assert [model[i].activation_bits for i in (0, 2)] == [8, 8] and "W4A8" in repr(model)

@@ -6,6 +6,8 @@ So they may differ by one where a value lies on, or within float32's rounding of
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qlib import Scheme, choose_qparams, dequantize, fake_quantize, quant_range, quantize
 from qlib.affine import symmetric_qparams
@@ -16,8 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 NEAR_A_TIE = 1e-4
 WEIGHTS = torch.randn(120, 200, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.01, 3, 120)[:, None]
 SKEWED = WEIGHTS.abs() ** 1.5 - 0.4
-EACH_DATA = pytest.mark.parametrize("data", [WEIGHTS, SKEWED], ids=["centred", "skewed"])
-EACH_WIDTH = pytest.mark.parametrize("bits", range(2, 9))
+# So few that Hypothesis tries every combination of them.
+DATA, WIDTHS, AXES = st.sampled_from([WEIGHTS, SKEWED]), st.integers(2, 8), st.sampled_from([0, 1])
 
 
 def clear_of_ties(tensor, scale, zero_point):
@@ -35,8 +37,7 @@ def assert_same_but_for_ties(ours, theirs, tensor, scale, zero_point):
     assert apart.max() < 1.001, "at a tie the two may be neighbours, no more"
 
 
-@EACH_DATA
-@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@given(DATA, st.booleans())
 def test_quantize_per_tensor_agrees_to_the_element(data, symmetric):
     scale, zero_point = choose_qparams(data, Scheme(8, symmetric, axis=None))
     theirs = torch.quantize_per_tensor(data, scale.item(), zero_point.item(), torch.qint8)
@@ -45,9 +46,7 @@ def test_quantize_per_tensor_agrees_to_the_element(data, symmetric):
     assert torch.equal(dequantize(theirs.int_repr(), scale, zero_point), theirs.dequantize())
 
 
-@EACH_DATA
-@pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@given(DATA, AXES, st.booleans())
 def test_quantize_per_channel_agrees_to_the_element(data, axis, symmetric):
     scale, zero_point = choose_qparams(data, Scheme(8, symmetric, axis=axis))
     zero_points = zero_point.expand_as(scale)
@@ -58,9 +57,7 @@ def test_quantize_per_channel_agrees_to_the_element(data, axis, symmetric):
     assert torch.allclose(dequantize(theirs.int_repr(), scale, zero_point), theirs_back, rtol=1e-6, atol=0)
 
 
-@EACH_DATA
-@EACH_WIDTH
-@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@given(DATA, WIDTHS, st.booleans())
 def test_fake_quantize_per_tensor_agrees_to_the_element(data, bits, symmetric):
     scheme = Scheme(bits, symmetric, axis=None)
     scale, zero_point = choose_qparams(data, scheme)
@@ -68,10 +65,7 @@ def test_fake_quantize_per_tensor_agrees_to_the_element(data, bits, symmetric):
     assert_same_but_for_ties(fake_quantize(data, scheme), theirs, data, scale, zero_point)
 
 
-@EACH_DATA
-@EACH_WIDTH
-@pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@given(DATA, WIDTHS, AXES, st.booleans())
 def test_fake_quantize_per_channel_agrees_to_the_element(data, bits, axis, symmetric):
     scheme = Scheme(bits, symmetric, axis=axis)
     scale, zero_point = choose_qparams(data, scheme)
@@ -81,7 +75,7 @@ def test_fake_quantize_per_channel_agrees_to_the_element(data, bits, axis, symme
     assert_same_but_for_ties(fake_quantize(data, scheme), theirs, data, scale, zero_point)
 
 
-@EACH_WIDTH
+@given(WIDTHS)
 def test_groups_agree_with_fake_quantize_per_channel_on_a_row_a_group(bits):
     scheme = Scheme(bits, symmetric=False, group_size=40)
     as_rows = WEIGHTS.reshape(-1, 40)
@@ -110,8 +104,7 @@ def test_next_to_a_tie_pytorch_takes_the_other_neighbour_for_it_multiplies_by_on
 # ---------------------------------------------------------------- scales and zero points
 
 
-@EACH_DATA
-@EACH_WIDTH
+@given(DATA, WIDTHS)
 def test_asymmetric_scales_are_those_of_pytorchs_minmax_observer(data, bits):
     qmin, qmax = quant_range(bits)
     observer = torch.ao.quantization.MinMaxObserver(
@@ -124,7 +117,7 @@ def test_asymmetric_scales_are_those_of_pytorchs_minmax_observer(data, bits):
     assert zero_point.item() == theirs_zero_point.item()
 
 
-@pytest.mark.parametrize("axis", [0, 1])
+@given(AXES)
 def test_asymmetric_scales_per_channel_are_those_of_pytorchs_observer(axis):
     observer = torch.ao.quantization.PerChannelMinMaxObserver(
         ch_axis=axis, dtype=torch.qint8, qscheme=torch.per_channel_affine, quant_min=-128, quant_max=127
@@ -136,7 +129,7 @@ def test_asymmetric_scales_per_channel_are_those_of_pytorchs_observer(axis):
     assert zero_point.flatten().tolist() == theirs_zero_point.tolist()
 
 
-@EACH_WIDTH
+@given(WIDTHS)
 def test_symmetric_scales_are_those_of_pytorchs_observer_over_minus_qmax_to_qmax(bits):
     """Its default spreads absmax over half of all the steps, 127.5 at 8 bits; qlib's contract is absmax / qmax."""
     _, qmax = quant_range(bits)
@@ -150,6 +143,6 @@ def test_symmetric_scales_are_those_of_pytorchs_observer_over_minus_qmax_to_qmax
     assert zero_point.item() == theirs_zero_point.item() == 0
 
 
-@pytest.mark.parametrize(("bits", "expected"), [(8, 10 / 127), (4, 10 / 7), (3, 10 / 3), (2, 10.0)])
-def test_symmetric_scales_by_hand(bits, expected):
-    assert symmetric_qparams(torch.tensor(10.0), bits)[0].item() == pytest.approx(expected, rel=1e-6)
+def test_symmetric_scales_by_hand():
+    scales = [symmetric_qparams(torch.tensor(10.0), bits)[0].item() for bits in (8, 4, 3, 2)]
+    assert scales == pytest.approx([10 / 127, 10 / 7, 10 / 3, 10.0], rel=1e-6)

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from qlib import pack, unpack
-from qlib.packing import LAYOUTS, pack_loop, pack_words, unpack_loop, unpack_words
+from qlib.export import LAYOUTS, pack_words, unpack_words
+from qlib.packing import pack_loop, unpack_loop
+from tests.strategies import examples
 
 BITS = st.integers(1, 8)
-EACH_WIDTH = pytest.mark.parametrize("bits", range(1, 9))
 
 
 @st.composite
@@ -97,25 +98,24 @@ def test_at_1_bit_pack_agrees_with_numpy(values):
     assert np.array_equal(pack(torch.from_numpy(values), 1).numpy(), np.packbits(values, axis=-1, bitorder="little"))
 
 
-@EACH_WIDTH
+@given(BITS)
 def test_every_value_survives_beside_every_other(bits):
     every = torch.arange(2**bits, dtype=torch.int16)
     pairs = torch.cartesian_prod(every, every)[:: max(1, 4 ** (bits - 6))]
     assert torch.equal(unpack(pack(pairs, bits), bits, 2).to(torch.int16), pairs)
 
 
-@EACH_WIDTH
-@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 5), (2, 0, 4)], ids=str)
+@given(BITS, st.sampled_from([(0,), (3, 0), (0, 5), (2, 0, 4)]))
 def test_what_is_empty_packs_to_what_is_empty(bits, shape):
     packed = pack(torch.zeros(shape, dtype=torch.uint8), bits)
     assert packed.shape == (*shape[:-1], -(-bits * shape[-1] // 8))
     assert unpack(packed, bits, shape[-1]).shape == shape
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
-def test_any_integer_dtype_is_packed_alike(dtype):
+def test_any_integer_dtype_is_packed_alike():
     values = torch.tensor([[5, 7, 0, 1, 2, 6, 3, 4, 5]])
-    assert torch.equal(pack(values.to(dtype), 3), pack(values, 3))
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        assert torch.equal(pack(values.to(dtype), 3), pack(values, 3)), dtype
 
 
 def test_only_the_low_bits_of_a_value_are_kept_so_that_it_spoils_no_neighbour():
@@ -136,9 +136,11 @@ def test_the_values_are_left_as_they_were():
     assert torch.equal(values, kept[0]) and torch.equal(packed, kept[1])
 
 
-@pytest.mark.parametrize(("octets", "bits", "count"), [(1, 2, 5), (1, 3, 3), (0, 8, 1), (3, 3, 9)])
-def test_more_values_than_the_bytes_hold_are_refused(octets, bits, count):
+@examples((1, 2, 1), (1, 3, 1), (0, 8, 1), (3, 3, 1))
+@given(st.integers(0, 9), BITS, st.integers(1, 9))
+def test_more_values_than_the_bytes_hold_are_refused(octets, bits, too_many):
     held = octets * 8 // bits
+    count = held + too_many
     with pytest.raises(ValueError, match=f"{octets} bytes hold {held} values of {bits} bits, not {count}"):
         unpack(torch.zeros(octets, dtype=torch.uint8), bits, count)
 
@@ -222,8 +224,7 @@ FITTING = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-@given(st.data())
+@given(st.sampled_from(list(LAYOUTS)), st.data())
 def test_every_layout_gives_back_what_it_packed(name, data):
     bits, codes = data.draw(matrices(*FITTING[name]))
     packed = LAYOUTS[name].pack(codes, bits)
@@ -232,8 +233,7 @@ def test_every_layout_gives_back_what_it_packed(name, data):
     assert came_back.dtype == torch.uint8 and torch.equal(came_back, codes)
 
 
-@pytest.mark.parametrize("source", LAYOUTS)
-@pytest.mark.parametrize("target", LAYOUTS)
+@given(st.sampled_from(list(LAYOUTS)), st.sampled_from(list(LAYOUTS)))
 def test_from_each_layout_to_each_other_at_4_bits(source, target):
     codes = (torch.arange(16 * 64).reshape(16, 64) * 7 % 16).to(torch.uint8)
     there = LAYOUTS[target].pack(LAYOUTS[source].unpack(LAYOUTS[source].pack(codes, 4), 4, 64), 4)

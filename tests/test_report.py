@@ -2,16 +2,12 @@
 
 import itertools
 import math
-import re
 
-import nbclient
-import nbformat
 import numpy as np
 import pytest
 import torch
 
-from course.show import show, table
-from qlib import Scheme, quantize_tensor, report, save_tensors
+from qlib import Scheme, quantize_tensor, save_tensors
 from qlib.report import (
     as_text,
     cosine,
@@ -34,14 +30,15 @@ WEIGHT = torch.linspace(-1, 1, 60).reshape(6, 10)
 def test_a_state_dict_takes_the_bytes_of_its_tensors():
     state = {"a": torch.zeros(3, 4), "b": torch.zeros(5, dtype=torch.bfloat16), "c": torch.zeros(7, dtype=torch.int8)}
     assert state_dict_bytes(state) == 3 * 4 * 4 + 5 * 2 + 7
+    assert state_dict_bytes(state | {"d": torch.empty(0, 3), "e": torch.empty(0)}) == state_dict_bytes(state)
     assert state_dict_bytes({}) == 0
 
 
-def test_tied_weights_count_once():
-    embedding = torch.nn.Embedding(100, 8)
-    head = torch.nn.Linear(8, 100, bias=False)
-    head.weight = embedding.weight
+def test_tied_weights_count_once_and_equal_ones_twice():
+    embedding, head = torch.nn.Embedding(100, 8), torch.nn.Linear(8, 100, bias=False)
     model = torch.nn.ModuleDict({"embedding": embedding, "head": head})
+    assert state_dict_bytes(model.state_dict()) == 2 * 100 * 8 * 4
+    head.weight = embedding.weight
     assert len(model.state_dict()) == 2
     assert state_dict_bytes(model.state_dict()) == 100 * 8 * 4
 
@@ -51,6 +48,7 @@ def test_views_count_with_the_storage_they_look_at_and_only_once():
     assert state_dict_bytes({"whole": whole, "turned": whole.T, "row": whole[3]}) == 400
     assert state_dict_bytes({"row": whole[3]}) == 400, "a row keeps the whole matrix in memory"
     assert state_dict_bytes({"row": whole[3].clone()}) == 40
+    assert state_dict_bytes({"first": whole[:2], "others": whole[5:], "turned": whole.reshape(4, 25).T}) == 400
 
 
 def test_quantized_bytes_counts_what_is_quantized_and_what_is_not():
@@ -217,70 +215,3 @@ def test_as_many_digits_as_asked_for(digits, text):
 def test_round_numbers_keep_their_zeros_when_no_decimals_are_asked_for():
     assert as_text(1200.0, 0) == "1200"
     assert as_text(-0.4, 0) == "0"
-
-
-def test_show_prints_values_side_by_side_and_named_ones_in_lines(capsys):
-    show(1 / 3, [2.0, -0.0], digits=2)
-    show(scale=3.57882, zero_point=-77, matrix=torch.eye(2))
-    assert capsys.readouterr().out == (
-        "0.33 [2, 0]\nscale      = 3.5788\nzero_point = -77\nmatrix     =\n[1  0]\n[0  1]\n"
-    )
-
-
-def test_a_table_has_a_row_for_each_entry_and_its_numbers_rounded():
-    shown = table([{"bits": 8, "error": 1.23456789}, {"bits": 4, "error": torch.tensor(20.0)}], digits=2)
-    assert [line.split() for line in repr(shown).splitlines()] == [["bits", "error"], ["8", "1.23"], ["4", "20"]]
-    html = shown._repr_html_()
-    assert html.count("<tr") == 3 and "<td>1.23</td>" in html
-
-
-def test_what_a_row_lacks_stays_empty_and_long_words_stay_whole():
-    words = "a sentence that is a good deal longer than the fifty characters after which pandas cuts"
-    html = table([{"name": words}, {"name": "b", "error": 0.5}])._repr_html_()
-    assert words in html
-    assert html.count("<td></td>") == 1 and "nan" not in html.lower()
-
-
-def test_a_tables_words_stand_on_the_left_and_its_numbers_on_the_right():
-    rows = [
-        {"layer": "a", "size": "4.1 kB", "error": torch.inf, "scheme": "8-bit, per row", "share": "3.0%"},
-        {"layer": "b", "size": "512 bytes", "error": -1.5},
-        {"layer": 7, "size": "exact", "error": 2},
-    ]
-    html = table(rows)._repr_html_()
-    on_the_left = re.findall(r'<t[hd] style="text-align: left">([^<]*)<', html)
-    assert on_the_left == ["layer", "scheme", "a", "8-bit, per row", "b", "", "7", ""]
-    assert re.findall(r"<td>([^<]*)<", html) == [
-        *("4.1&nbsp;kB", "inf", "3.0%"),
-        *("512&nbsp;bytes", "-1.5", ""),
-        *("exact", "2", ""),
-    ]
-
-
-def test_a_progress_bar_hands_on_everything_and_is_silent_under_test_and_when_it_is_quick(monkeypatch, capsys):
-    for strict in ("1", "0"):
-        monkeypatch.setenv("QLIB_STRICT", strict)
-        assert list(report.progress_bar([3, 1, 2], "counting")) == [3, 1, 2]
-        assert list(report.track(iter("ab"), "spelling")) == ["a", "b"]
-    assert capsys.readouterr() == ("", "")
-
-
-# ---------------------------------------------------------------- progress
-
-
-def test_a_progress_bar_leaves_nothing_in_a_saved_notebook(monkeypatch):
-    monkeypatch.setenv("QLIB_STRICT", "0")
-    source = (
-        "from qlib.report import progress_bar\nfor _ in progress_bar(range(25), 'work'): time.sleep(0.1)\nprint('done')"
-    )
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import time\n" + source)])
-    shown = []
-    client = nbclient.NotebookClient(notebook, on_cell_executed=None, kernel_name="python3")
-    output = client.output
-    monkeypatch.setattr(
-        client, "output", lambda outs, msg, *rest: (shown.append(msg["content"]), output(outs, msg, *rest))
-    )
-    client.execute()
-    assert any("work" in str(content.get("data")) for content in shown)
-    left = [output for output in notebook.cells[0].outputs if output.get("data") != {}]
-    assert [output.text for output in left] == ["done\n"]

@@ -234,8 +234,7 @@ def supported(python):
 
 def test_colabs_own_jupyter_is_left_alone_by_what_the_library_needs():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = dependencies(project) | {canonical(name) for name in project["optional-dependencies"]["lessons"]}
-    seen = set()
+    needed, seen = dependencies(project, "lessons", "hf", "plot"), {"qlib"}
     while needed - seen:
         name = (needed - seen).pop()
         seen.add(name)
@@ -255,20 +254,9 @@ def canonical(name):
     return packaging.utils.canonicalize_name(name)
 
 
-def test_all_that_the_library_imports_is_among_its_dependencies():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    at_hand = {"IPython", "ipywidgets", "llvmlite"}  # wherever a notebook runs, and where Numba does
-    imported = set()
-    for path in (ROOT / "qlib").rglob("*.py"):
-        imported |= set(re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(encoding="utf-8"), re.M))
-    foreign = imported - set(sys.stdlib_module_names) - at_hand - {"qlib"}
-    distributions = importlib.metadata.packages_distributions()
-    packages = {canonical(distributions[name][0]) for name in foreign if name in distributions}
-    assert packages <= dependencies(project), packages - dependencies(project)
-
-
-def dependencies(project):
-    return {canonical(re.match(r"[\w.-]+", line)[0]) for line in project["dependencies"]}
+def dependencies(project, *extras):
+    lines = project["dependencies"] + [line for extra in extras for line in project["optional-dependencies"][extra]]
+    return {canonical(re.match(r"[\w.-]+", line)[0]) for line in lines}
 
 
 # --- The installer, with stand-ins for what it calls -------------------------------------------------

@@ -8,8 +8,7 @@ import os
 from course.exercises.card import show_card, show_picture
 from course.exercises.exercise import all_exercises, find_exercise
 from course.exercises.judge import CORRECT, INCORRECT, NOT_ATTEMPTED, judge
-from course.exercises.progress import Progress
-from course.exercises.record import write_record
+from course.exercises.progress import Progress, note_attempt
 
 __all__ = ["IncorrectAnswer", "check", "hint", "progress", "solution"]
 
@@ -37,7 +36,7 @@ def check(exercise_id, answer):
     """
     exercise = find_exercise(exercise_id)
     verdict = judge(exercise, answer)
-    write_record(exercise_id, verdict.outcome)
+    note_attempt(exercise_id, verdict.outcome)
     title = f"{exercise_id} {exercise.name}: {verdict.outcome}"
     if verdict.outcome == INCORRECT and os.environ.get("QLIB_STRICT") == "1":
         raise IncorrectAnswer(f"{title}. {verdict.message}")

@@ -63,7 +63,7 @@ class Value:
         return eval(self.expression, {"torch": torch})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Exercise:
     """An exercise.
 
@@ -79,7 +79,7 @@ class Exercise:
         any_integer: parts (or "result") for which every integer dtype will do.
         equivalent: {a mutation of the key, as mutations.py words it: why it changes nothing that is asked}.
         explain: explain(args, index) tells how the right element at `index` comes about: "728.6 / 3.5 - 70 = 138.17".
-        trial: for an exercise without one right answer, how answers are scored: a course.exercises.trial.Trial. It
+        trial: for an exercise without one right answer, how answers are scored: a course.capstone.Trial. It
             recognises the mistakes by itself.
     """
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import dis
+import functools
 import inspect
 import numbers
 import time
@@ -14,7 +15,6 @@ from course.exercises.exercise import Value
 from qlib.report import as_text
 
 PATIENCE = 5  # seconds for comparing an answer with pairs of mistakes
-OUTCOMES = {}  # (exercise id, diagnosis): what that mistake does on each case
 
 CORRECT, INCORRECT, NOT_ATTEMPTED = "correct", "incorrect", "not attempted"
 
@@ -72,7 +72,7 @@ def judge_value(exercise, answer):
     message = f"{exercise.name} is {as_text(got)}; {wrong_item(expected, got)}"
     for mistake in exercise.mistakes:
         if agree(plain(mistake.answer), got):
-            return f"{message} That is what you get {mistake.diagnosis}."
+            return join(message, what_you_get(mistake.diagnosis))
     return message
 
 
@@ -120,29 +120,96 @@ def judge_code(exercise, answer):
     message = wrong_signature(exercise, answer)
     if message:
         return message
-    for case in exercise.cases:
-        outcome = call(case, answer)
-        message = wrong_result(exercise, case, answer, outcome)
-        if message:
-            # An endless loop would be waited for once more on every case.
-            endless = isinstance(outcome.error, sandbox.TooSlow)
-            return join(f"With {case.label}: {message}", None if endless else diagnosis(exercise, answer, case))
-    message = first_broken(exercise, answer)
+    behaviour = Behaviour(exercise, answer)
+    number, message = behaviour.first_wrong
     if message:
-        answers = {m: m.answer_to(exercise.key) for m in exercise.mistakes}
-        same = (m for m, wrong in answers.items() if first_broken(exercise, wrong) == message)
-        named = next((m for m in same if passes_the_cases(exercise, answers[m])), None)
-        return join(message, named and f"That is what you get {named.diagnosis}.")
+        # An endless loop would be waited for once more on every case.
+        endless = isinstance(behaviour.on(number).error, sandbox.TooSlow)
+        named = None if endless else named_by_cases(exercise, behaviour, number)
+        return join(f"With {exercise.cases[number].label}: {message}", what_you_get(named))
+    named = named_by_properties(exercise, behaviour) if behaviour.broken else None
+    return join(behaviour.broken, what_you_get(named))
+
+
+def is_right(exercise, answer):
+    """Whether a function or class is correct, for those who need not know what is wrong with it."""
+    behaviour = Behaviour(exercise, answer)
+    return not (wrong_signature(exercise, answer) or behaviour.first_wrong[1] or behaviour.broken)
+
+
+class Behaviour:
+    """What an answer does on each case, and which property it breaks: each is found out when it is first asked for."""
+
+    def __init__(self, exercise, answer):
+        self.exercise, self.answer, self.outcomes = exercise, answer, {}
+
+    def on(self, number):
+        """The sandbox.Outcome on a case."""
+        if number not in self.outcomes:
+            self.outcomes[number] = call(self.exercise.cases[number], self.answer)
+        return self.outcomes[number]
+
+    @functools.cached_property
+    def first_wrong(self):
+        """The number of the first case whose result is wrong, and what is wrong with it; (None, None) without one."""
+        for number in range(len(self.exercise.cases)):
+            message = wrong_result(self.exercise, number, self.answer, self.on(number))
+            if message:
+                return number, message
+        return None, None
+
+    @functools.cached_property
+    def broken(self):
+        """What the first property that does not hold says of the answer, or None."""
+        told = (what_does_not_hold(held, self.answer) for held in self.exercise.properties)
+        return next(filter(None, told), None)
+
+    def is_like(self, other, until=None):
+        """Whether two answers do the same on every case, or on those before the case `until`."""
+        return all(alike(self.on(n), other.on(n)) for n in range(len(self.exercise.cases))[:until])
+
+
+@functools.cache
+def known(exercise, mistake=None):
+    """The Behaviour of a known mistake, or of the key; worked out once."""
+    return Behaviour(exercise, mistake.answer_to(exercise.key) if mistake else exercise.key)
+
+
+def named_by_cases(exercise, behaviour, failing):
+    """The diagnosis of the mistake, or of the pair, that does what a wrong answer does on every case; None without one.
+
+    Or of a single one that does the same as far as the failing case, if no other does the same so far.
+    """
+    alike_so_far = [m for m in exercise.mistakes if behaviour.is_like(known(exercise, m), failing + 1)]
+    for mistake in alike_so_far:
+        if behaviour.is_like(known(exercise, mistake)):
+            return mistake.diagnosis
+    deadline = time.monotonic() + PATIENCE
+    for pair in exercise.pairs:
+        if behaviour.is_like(known(exercise, pair)):
+            return pair.diagnosis
+        if time.monotonic() > deadline:
+            break
+    return alike_so_far[0].diagnosis if len(alike_so_far) == 1 else None
+
+
+def named_by_properties(exercise, behaviour):
+    """The diagnosis of the mistake that is right on every case as well and breaks the same property, or None."""
+    for mistake in exercise.mistakes:
+        other = known(exercise, mistake)
+        if other.first_wrong[1] is None and other.broken == behaviour.broken:
+            return mistake.diagnosis
     return None
 
 
-def passes_the_cases(exercise, answer):
-    """Whether an answer is right on every case, whatever the properties say of it."""
-    return not any(wrong_result(exercise, case, answer, call(case, answer)) for case in exercise.cases)
+def what_you_get(diagnosis):
+    """The sentence that names a mistake, or None without one."""
+    return diagnosis and f"That is what you get {diagnosis}."
 
 
 def join(*sentences):
-    return " ".join(sentence for sentence in sentences if sentence)
+    """Sentences in a row, None left out; None if there is no sentence at all."""
+    return " ".join(filter(None, sentences)) or None
 
 
 def wrong_signature(exercise, answer):
@@ -160,6 +227,7 @@ def wrong_signature(exercise, answer):
     return None
 
 
+@functools.cache
 def called_with(exercise):
     """The names of the parameters that an answer must take: those without a default, and those that a case gives."""
     signature = inspect.signature(exercise.key)
@@ -178,12 +246,11 @@ def call(case, answer):
     return sandbox.run(lambda *args, **kwargs: case.use(answer, *args, **kwargs), *case.args, **case.kwargs)
 
 
-def wrong_result(exercise, case, answer, outcome):
+def wrong_result(exercise, number, answer, outcome):
     """A sentence that names the first thing wrong with the outcome of an answer on a case, or None."""
     if outcome.error is not None:
         return failure(outcome.error, answer)
-    expected = call(case, exercise.key).value
-    message = difference(exercise, case, expected, outcome.value)
+    message = difference(exercise, exercise.cases[number], known(exercise).on(number).value, outcome.value)
     if message is None and outcome.mutated:
         return f"the result is right, but {exercise.name} changes the tensor it is given; it should leave it alone."
     return message
@@ -259,47 +326,10 @@ def differs(expected, got):
     return ~torch.where(finite, near, expected == got)
 
 
-def first_broken(exercise, answer):
-    """What the first property that does not hold says of an answer, or None."""
-    return next((message for held in exercise.properties if (message := broken(held, answer))), None)
-
-
-def broken(held, answer):
+def what_does_not_hold(held, answer):
     """What a property says of an answer: None if it holds, else a sentence."""
     outcome = sandbox.run(lambda: held.holds(answer))
     return failure(outcome.error, answer) if outcome.error is not None else outcome.value
-
-
-def diagnosis(exercise, answer, failing):
-    """The known mistake, or the pair of them, that does what the answer does, as a sentence.
-
-    On every case; or, of a single one, as far as the failing case, if no other does the same so far.
-    """
-    got = [call(case, answer) for case in exercise.cases]
-    until = exercise.cases.index(failing) + 1
-    alike_so_far = []
-    for mistake in exercise.mistakes:
-        does = outcomes(exercise, mistake)
-        if all(map(alike, does, got)):
-            return f"That is what you get {mistake.diagnosis}."
-        if all(map(alike, does[:until], got[:until])):
-            alike_so_far.append(mistake)
-    deadline = time.monotonic() + PATIENCE
-    for pair in exercise.pairs:
-        if all(map(alike, outcomes(exercise, pair), got)):
-            return f"That is what you get {pair.diagnosis}."
-        if time.monotonic() > deadline:
-            break
-    return f"That is what you get {alike_so_far[0].diagnosis}." if len(alike_so_far) == 1 else None
-
-
-def outcomes(exercise, mistake):
-    """What a known mistake does on each case; worked out once."""
-    done = OUTCOMES.setdefault((exercise.id, mistake.diagnosis), [])
-    if not done:
-        answer = mistake.answer_to(exercise.key)
-        done += [call(case, answer) for case in exercise.cases]
-    return done
 
 
 def alike(a, b):
@@ -325,7 +355,7 @@ def alike_values(a, b):
 
 
 def judge_trial(exercise, answer):
-    """The Verdict on an answer that is scored; see course/exercises/trial.py."""
+    """The Verdict on an answer that is scored; see course/capstone.py."""
     message = wrong_signature(exercise, answer)
     if message:
         return Verdict(INCORRECT, message)
@@ -336,8 +366,10 @@ def judge_trial(exercise, answer):
             return None if outcome.error is None else failure(outcome.error, answer), outcome.value
 
     result = exercise.trial.score(answer, run)
-    message = sentence(result.wrong) if result.wrong else exercise.trial.words(result)
-    return Verdict(INCORRECT if result.wrong else CORRECT, message, exercise.trial.picture(result))
+    picture = exercise.trial.picture(result)
+    if result.wrong:
+        return Verdict(INCORRECT, join(sentence(result.wrong), what_you_get(result.mistake)), picture)
+    return Verdict(CORRECT, exercise.trial.words(result), picture)
 
 
 # ---------------------------------------------------------------- words

@@ -4,7 +4,8 @@ import sys
 
 import torch
 
-from course.exercises.exercise import Case, Exercise, Mistake
+from course.exercises.exercise import Case, Exercise
+from course.exercises.mistakes import Mistake, edit
 from qlib.report import state_dict_bytes
 
 
@@ -37,116 +38,9 @@ SAME = {"embedding.weight": FUSED, "lm_head.weight": FUSED}
 PART = {"mask": torch.zeros(64, 64)[0], "none": torch.empty(0, 7), "nothing": torch.empty(0)}
 
 
-def unique_storages(state_dict):
-    """{address: storage}, for the mistakes that get this far."""
-    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in state_dict.values()}
-
-
-def counts_elements(state_dict):
-    return sum(storage.nbytes() // 4 for storage in unique_storages(state_dict).values())
-
-
-def counts_elements_of_every_name(state_dict):
-    return sum(tensor.numel() for tensor in state_dict.values())
-
-
-def four_bytes_each(state_dict):
-    return sum(4 * tensor.numel() for tensor in state_dict.values())
-
-
-def four_bytes_each_of_unique(state_dict):
-    kept = {tensor.untyped_storage().data_ptr(): tensor for tensor in state_dict.values()}
-    return sum(4 * tensor.numel() for tensor in kept.values())
-
-
-def counts_bits(state_dict):
-    return 8 * state_dict_bytes(state_dict)
-
-
-def counts_every_name(state_dict):
-    return sum(tensor.nbytes for tensor in state_dict.values())
-
-
-def counts_the_storage_of_every_name(state_dict):
-    return sum(tensor.untyped_storage().nbytes() for tensor in state_dict.values())
-
-
-def compares_the_objects(state_dict):
-    return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in state_dict.values()}.values())
-
-
-def compares_the_shapes(state_dict):
-    return sum(tensor.nbytes for tensor in {(t.shape, t.dtype): t for t in state_dict.values()}.values())
-
-
-def compares_the_values(state_dict):
-    unique = []
-    for tensor in state_dict.values():
-        if not any(tensor.dtype == other.dtype and torch.equal(tensor, other) for other in unique):
-            unique.append(tensor)
-    return sum(tensor.nbytes for tensor in unique)
-
-
-def compares_the_last_word_of_the_name(state_dict):
-    return sum(tensor.nbytes for tensor in {name.split(".")[-1]: t for name, t in state_dict.items()}.values())
-
-
-def compares_where_the_views_begin(state_dict):
-    return sum(tensor.nbytes for tensor in {tensor.data_ptr(): tensor for tensor in state_dict.values()}.values())
-
-
-def skips_views_that_begin_where_one_did(state_dict):
-    unique = {}
-    for tensor in state_dict.values():
-        unique.setdefault(tensor.data_ptr(), tensor.nbytes)
-    return sum(unique.values())
-
-
-def compares_where_the_views_begin_and_end(state_dict):
-    unique = {(tensor.data_ptr(), tensor.shape): tensor for tensor in state_dict.values()}
-    return sum(tensor.nbytes for tensor in unique.values())
-
-
-def counts_the_first_view(state_dict):
-    unique = {}
-    for tensor in state_dict.values():
-        unique.setdefault(tensor.untyped_storage().data_ptr(), tensor.nbytes)
-    return sum(unique.values())
-
-
-def counts_the_last_view(state_dict):
-    return sum({tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in state_dict.values()}.values())
-
-
-def counts_floats_only(state_dict):
-    return state_dict_bytes({name: tensor for name, tensor in state_dict.items() if tensor.is_floating_point()})
-
-
-def counts_weights_and_biases_only(state_dict):
-    return state_dict_bytes({n: t for n, t in state_dict.items() if n.split(".")[-1] in ("weight", "bias")})
-
-
-def counts_matrices_only(state_dict):
-    return state_dict_bytes({name: tensor for name, tensor in state_dict.items() if tensor.ndim == 2})
-
-
-def measures_the_python_objects(state_dict):
-    return sum(sys.getsizeof(tensor) for tensor in state_dict.values())
-
-
-def measures_the_dictionary(state_dict):
-    return sys.getsizeof(state_dict)
-
-
-def returns_inside_the_loop(state_dict):
-    total = 0
-    for tensor in state_dict.values():
-        total += tensor.untyped_storage().nbytes()
-        return total
-
-
-def in_megabytes(state_dict):
-    return state_dict_bytes(state_dict) / 1e6
+# What several mistakes have in common: they ask the tensors, not their storages; or they add up every name.
+ASK_TENSORS = (".untyped_storage()", "", "storage.nbytes()", "storage.nbytes")
+EVERY_NAME = ("sum({storage.data_ptr(): ", "sum([", "}.values()", "]")
 
 
 STATE_DICT_BYTES = Exercise(
@@ -164,65 +58,112 @@ STATE_DICT_BYTES = Exercise(
         Case("an empty state dict", ({},)),
     ],
     mistakes=[
-        Mistake(counts_elements_of_every_name, "when you count elements; a float32 takes 4 bytes, an int8 one"),
-        Mistake(counts_elements, "when you count storages in units of 4 bytes; `.nbytes()` is in bytes as it stands"),
-        Mistake(four_bytes_each, "with 4 bytes for every element, whatever its dtype, and every name counted"),
         Mistake(
-            four_bytes_each_of_unique, "with 4 bytes for every element; bfloat16 takes 2, int8 takes 1, int64 takes 8"
-        ),
-        Mistake(counts_bits, "in bits; a byte has eight of them"),
-        Mistake(
-            counts_every_name, "when you add up every name: tied weights, which are in memory once, are counted twice"
+            edit(*ASK_TENSORS, *EVERY_NAME, "storage.nbytes", "storage.numel()"),
+            "when you count elements; a float32 takes 4 bytes, an int8 one",
         ),
         Mistake(
-            counts_the_storage_of_every_name,
+            edit("storage.nbytes()", "storage.nbytes() // 4"),
+            "when you count storages in units of 4 bytes; `.nbytes()` is in bytes as it stands",
+        ),
+        Mistake(
+            edit(*ASK_TENSORS, "data_ptr(): storage.nbytes", "untyped_storage().data_ptr(): storage.storage().size()"),
+            "when you count the elements of each storage; an element takes as many bytes as its dtype says",
+        ),
+        Mistake(
+            edit(*ASK_TENSORS, *EVERY_NAME, "storage.nbytes", "4 * storage.numel()"),
+            "with 4 bytes for every element, whatever its dtype, and every name counted",
+        ),
+        Mistake(
+            edit(*ASK_TENSORS, "data_ptr(): storage.nbytes", "untyped_storage().data_ptr(): 4 * storage.numel()"),
+            "with 4 bytes for every element; bfloat16 takes 2, int8 takes 1, int64 takes 8",
+        ),
+        Mistake(edit("sum(", "8 * sum("), "in bits; a byte has eight of them"),
+        Mistake(
+            edit(*ASK_TENSORS, *EVERY_NAME),
+            "when you add up every name: tied weights, which are in memory once, are counted twice",
+        ),
+        Mistake(
+            edit(*EVERY_NAME),
             "when you add up the storage of every name, and so count one that is shared as often as it is named",
         ),
         Mistake(
-            compares_the_objects,
+            edit("{storage.data_ptr(): storage.nbytes()", "{storage.nbytes()", "}.values()", "}"),
+            "with a set of the sizes, which keeps one of several storages that are equally large",
+        ),
+        Mistake(
+            edit(*ASK_TENSORS, "storage.data_ptr()", "id(storage)"),
             "when you tell tensors apart as Python objects (`id`, or a set of tensors): `state_dict()` makes a new object "
             "for each name, and two of them may look into one storage",
         ),
-        Mistake(compares_the_shapes, "when you take tensors of one shape for tied; each may have memory of its own"),
         Mistake(
-            compares_the_values, "when you take tensors of equal values for tied; two copies take twice the memory"
+            edit(*ASK_TENSORS, "storage.data_ptr()", "(storage.shape, storage.dtype)"),
+            "when you take tensors of one shape for tied; each may have memory of its own",
         ),
         Mistake(
-            compares_the_last_word_of_the_name,
+            edit(*ASK_TENSORS, "storage.data_ptr()", "(storage.dtype, str(storage.tolist()))"),
+            "when you take tensors of equal values for tied; two copies take twice the memory",
+        ),
+        Mistake(
+            edit("state_dict.values()", "{name.split('.')[-1]: t for name, t in state_dict.items()}.values()"),
             "when a later `weight` takes the place of an earlier one; keep every name",
         ),
         Mistake(
-            compares_where_the_views_begin,
+            edit(*ASK_TENSORS),
             "with the tensor's own `.data_ptr()`: a view that begins further along in a storage looks like another one",
         ),
         Mistake(
-            skips_views_that_begin_where_one_did,
+            edit(*ASK_TENSORS, "in storages", "in storages[::-1]"),
             "when you skip a tensor whose own `.data_ptr()` was there before, and add the bytes of the others: "
             "two views may begin at different places of one storage, or take part of it only",
         ),
         Mistake(
-            compares_where_the_views_begin_and_end,
+            edit(*ASK_TENSORS, "storage.data_ptr()", "(storage.data_ptr(), storage.shape)"),
             "when you tell tensors apart by where they begin and by their shape: two views of one storage may differ in both",
         ),
         Mistake(
-            counts_the_first_view, "with the bytes of the first view of a storage; ask the storage for its own bytes"
+            edit(*ASK_TENSORS, ".data_ptr()", ".untyped_storage().data_ptr()", "in storages", "in storages[::-1]"),
+            "with the bytes of the first view of a storage; ask the storage for its own bytes",
         ),
         Mistake(
-            counts_the_last_view, "with the bytes of the last view of a storage; ask the storage for its own bytes"
+            edit(*ASK_TENSORS, ".data_ptr()", ".untyped_storage().data_ptr()"),
+            "with the bytes of the last view of a storage; ask the storage for its own bytes",
         ),
-        Mistake(counts_floats_only, "when you leave out the tensors that are not floats; they take memory as well"),
-        Mistake(counts_weights_and_biases_only, "when you count weights and biases only; buffers take memory as well"),
-        Mistake(counts_matrices_only, "when you count matrices only; vectors and scalars take memory as well"),
         Mistake(
-            measures_the_python_objects,
+            edit("state_dict.values()", "state_dict.values() if tensor.is_floating_point()"),
+            "when you leave out the tensors that are not floats; they take memory as well",
+        ),
+        Mistake(
+            edit(
+                "tensor in state_dict.values()",
+                "name, tensor in state_dict.items() if name.endswith(('weight', 'bias'))",
+            ),
+            "when you count weights and biases only; buffers take memory as well",
+        ),
+        Mistake(
+            edit("state_dict.values()", "state_dict.values() if tensor.ndim == 2"),
+            "when you count matrices only; vectors and scalars take memory as well",
+        ),
+        Mistake(
+            lambda state_dict: sum(sys.getsizeof(tensor) for tensor in state_dict.values()),
             "from `sys.getsizeof` of each tensor, which measures the Python object around it",
         ),
         Mistake(
-            measures_the_dictionary, "from `sys.getsizeof` of the dictionary, which does not look at the tensors in it"
+            lambda state_dict: sys.getsizeof(state_dict),
+            "from `sys.getsizeof` of the dictionary, which does not look at the tensors in it",
         ),
-        Mistake(returns_inside_the_loop, "with the `return` inside the loop: it ends at the first tensor"),
-        Mistake(in_megabytes, "in units of a million bytes; return the bytes themselves"),
+        Mistake(
+            edit(
+                "sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())", "storages[0].nbytes()"
+            ),
+            "with the `return` inside the loop: it ends at the first tensor",
+        ),
+        Mistake(edit("sum(", "1e-6 * sum("), "in units of a million bytes; return the bytes themselves"),
+        Mistake(edit("sum(", "2**-20 * sum("), "in units of 1024 * 1024 bytes; return the bytes themselves"),
     ],
+    equivalent={
+        "storage.data_ptr() -> storage": "a storage is one Python object for as long as it lives, and the list keeps it alive"
+    },
     hints=[
         "Names are not memory. Go through the tensors, ask each for its storage, and count each storage once.",
         "The bytes are the sum over the *different* storages. Two storages are the same if they begin at the same address.",

@@ -2,7 +2,8 @@
 
 import torch
 
-from course.exercises.exercise import Case, Exercise, Mistake, Property, Value
+from course.exercises.exercise import Case, Exercise, Property, Value
+from course.exercises.mistakes import Mistake, edit
 from qlib.packing import float_fields, from_twos_complement, pack, unpack
 
 # ---------------------------------------------------------------- 02.1 limits
@@ -34,14 +35,24 @@ LIMITS = Exercise(
             [(-(2 ** (b - 1)), 2 ** (b - 1) - 1) for b in (8, 16, 32)],
             "for int8, int16 and int32; asked are int16, int32 and int64",
         ),
-        Mistake(
-            [(2 ** (b - 1) - 1, -(2 ** (b - 1))) for b in WIDTHS],
-            "with each pair the wrong way round: the smallest comes first",
-        ),
+        Mistake([(2 ** (b - 1) - 1, -(2 ** (b - 1))) for b in WIDTHS], "with the largest first in each pair"),
         Mistake(
             [(-(2 ^ (b - 1)), (2 ^ (b - 1)) - 1) for b in WIDTHS],
             "with ^, which is exclusive or in Python; a power is written **",
         ),
+        Mistake(
+            [(-2 ^ (b - 1), 2 ^ (b - 1) - 1) for b in WIDTHS],
+            "with ^, which is exclusive or in Python and comes after the minus; a power is written **",
+        ),
+        Mistake(
+            [(-(2 ** (b - 1)), 2**b - 1) for b in WIDTHS],
+            "with the smallest of the signed type and the largest of the unsigned one",
+        ),
+        Mistake([2 ** (b - 1) - 1 for b in WIDTHS], "with the largest alone; each is a pair, smallest first"),
+        Mistake(
+            [(-(2 ** (b - 1)), 2 ** (b - 1) - 1) for b in (8, *WIDTHS)], "with int8 as well, which is not asked for"
+        ),
+        Mistake([(-(2 ** (b - 1)), 2 ** (b - 1) - 1) for b in WIDTHS[::-1]], "with the widest first; begin with int16"),
         Mistake(
             [end for b in WIDTHS for end in (-(2 ** (b - 1)), 2 ** (b - 1) - 1)],
             "with all six numbers in one flat list; make it three pairs",
@@ -63,65 +74,8 @@ LIMITS = Exercise(
 # ---------------------------------------------------------------- 02.2 from_twos_complement
 
 
-def reads_sign_and_magnitude(codes, bits=8):
-    codes, half = codes.to(torch.int16), 2 ** (bits - 1)
-    return torch.where(codes >= half, half - codes, codes).to(torch.int8)
-
-
-def reads_ones_complement(codes, bits=8):
-    codes = codes.to(torch.int16)
-    return torch.where(codes >= 2 ** (bits - 1), codes - (2**bits - 1), codes).to(torch.int8)
-
-
-def puts_a_minus_before_it(codes, bits=8):
-    codes = codes.to(torch.int16)
-    return torch.where(codes >= 2 ** (bits - 1), -codes, codes).to(torch.int8)
-
-
-def reads_an_offset(codes, bits=8):
-    return (codes.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
-
-
-def starts_one_too_late(codes, bits=8):
-    codes = codes.to(torch.int16)
-    return torch.where(codes > 2 ** (bits - 1), codes - 2**bits, codes).to(torch.int8)
-
-
-def starts_one_too_early(codes, bits=8):
-    codes = codes.to(torch.int16)
-    return torch.where(codes >= 2 ** (bits - 1) - 1, codes - 2**bits, codes).to(torch.int8)
-
-
-def takes_every_code_for_8_bits(codes, bits=8):
-    return codes.to(torch.int8)
-
-
-def only_drops_the_top_bit(codes, bits=8):
-    return (codes.to(torch.int16) & (2 ** (bits - 1) - 1)).to(torch.int8)
-
-
-def subtracts_always(codes, bits=8):
-    return (codes.to(torch.int16) - 2**bits).to(torch.int8)
-
-
-def stays_unsigned(codes, bits=8):
-    codes = codes.to(torch.uint8)
-    return torch.where(codes >= 2 ** (bits - 1), codes - 2**bits, codes)
-
-
-def stays_wide(codes, bits=8):
-    codes = codes.to(torch.int16)
-    return torch.where(codes >= 2 ** (bits - 1), codes - 2**bits, codes)
-
-
-def changes_the_codes(codes, bits=8):
-    signed = torch.where(codes.short() >= 2 ** (bits - 1), codes.short() - 2**bits, codes.short()).to(torch.int8)
-    codes.copy_(signed)
-    return signed
-
-
 def how_decoded(args, index):
-    codes, bits = args
+    codes, bits = (*args, 8)[:2]
     return f"the code {codes[index].item()} is {codes[index].item():0{bits}b} in {bits} bits"
 
 
@@ -148,34 +102,64 @@ FROM_TWOS_COMPLEMENT = Exercise(
         Case("every code of 8 bits, in 16 rows", (torch.arange(256).to(torch.uint8).reshape(16, 16), 8)),
         Case("every code of 3 bits, as int32", (torch.arange(8, dtype=torch.int32), 3)),
         Case("an empty tensor", (torch.empty(0, 4, dtype=torch.uint8), 4)),
+        Case("five codes, and `bits` not given", (torch.tensor([1, 127, 128, 129, 255], dtype=torch.uint8),)),
     ],
     properties=[Property(undoes_packing)],
     mistakes=[
         Mistake(
-            reads_sign_and_magnitude, "with the top bit read as a minus before the other bits (sign and magnitude)"
+            edit("codes - 2**bits", "2 ** (bits - 1) - codes"),
+            "with the top bit read as a minus before the other bits (sign and magnitude)",
         ),
+        Mistake(edit("2**bits", "(2**bits - 1)"), "with ones' complement, which flips the bits and adds no 1"),
         Mistake(
-            reads_ones_complement, "with ones' complement, which flips the bits and does not add 1: take off 2**bits"
-        ),
-        Mistake(
-            puts_a_minus_before_it,
+            edit("codes - 2**bits", "-codes"),
             "with a minus before the whole code, top bit and all: -(128 + 1) in place of -128 + 1",
         ),
-        Mistake(reads_an_offset, "with 2**(bits - 1) taken off every code; small codes stand for themselves"),
-        Mistake(starts_one_too_late, "with > for >=: the code 2**(bits - 1) has its top bit set and is negative too"),
         Mistake(
-            starts_one_too_early, "with codes taken as negative one too early: 2**(bits - 1) - 1 is still positive"
+            edit("codes - 2**bits", "2**bits - codes"), "with the minus lost: 2**bits - code is how far below 0 it lies"
         ),
-        Mistake(takes_every_code_for_8_bits, "with a width of 8 whatever `bits` says"),
-        Mistake(only_drops_the_top_bit, "with the top bit dropped; it counts -2**(bits - 1)"),
-        Mistake(subtracts_always, "with 2**bits taken off every code; only those with the top bit set lose it"),
         Mistake(
-            stays_unsigned,
+            edit("2**bits, codes)", "2 ** (bits - 1), codes - 2 ** (bits - 1))"),
+            "with 2**(bits - 1) taken off every code; small codes stand for themselves",
+        ),
+        Mistake(edit(">=", ">"), "with > for >=: the code 2**(bits - 1) has its top bit set and is negative too"),
+        Mistake(
+            edit(">= 2 ** (bits - 1)", ">= 2 ** (bits - 1) - 1"),
+            "with codes taken as negative one too early: 2**(bits - 1) - 1 is still positive",
+        ),
+        Mistake(edit("codes = codes", "bits, codes = 8, codes"), "with a width of 8 whatever `bits` says"),
+        Mistake(edit("- 2**bits", "& 2 ** (bits - 1) - 1"), "with the top bit dropped; it counts -2**(bits - 1)"),
+        Mistake(
+            edit(", codes)", ", codes - 2**bits)"),
+            "with 2**bits taken off every code; only those with the top bit lose it",
+        ),
+        Mistake(
+            edit("2 ** (bits - 1)", "2 ^ (bits - 1)", "2**bits", "(2 ^ bits)"),
+            "with ^, which is exclusive or in Python; a power is written **",
+        ),
+        Mistake(
+            edit("torch.int16", "torch.uint8", ".to(torch.int8)", ""),
             "with arithmetic in uint8, where 129 - 256 wraps around to 129: make it a wider, signed dtype first",
         ),
-        Mistake(stays_wide, "without the cast to int8 at the end"),
-        Mistake(changes_the_codes, "with an operation in place on the codes"),
+        Mistake(edit(".to(torch.int8)", ""), "without the cast to int8 at the end"),
+        Mistake(edit("bits=8", "bits"), "with no default for `bits`; it is 8 where the lesson does not give it"),
+        Mistake(
+            edit(
+                "codes = codes.to(torch.int16)\n    return torch.where(codes >= 2 ** (bits - 1), codes - 2**bits, codes)",
+                "codes[codes >= 2 ** (bits - 1)] -= 2**bits\n    return codes",
+            ),
+            "with an operation in place on the codes",
+        ),
     ],
+    equivalent=dict.fromkeys(
+        (
+            "8 -> 9",
+            "without: codes = codes.to(torch.int16)",
+            "codes.to(torch.int16) -> codes",
+            "torch.int16 -> torch.int8",
+        ),
+        "the cast to int8 at the end keeps the low 8 bits, and those are right in any integer dtype",
+    ),
     hints=[
         "All bits but the top one count as they always do. What does the top one count, and which codes have it set?",
         "Unsigned, the top bit counts 2**(bits - 1); signed, it counts -2**(bits - 1). So a code that has it set is 2**bits too large.",
@@ -186,87 +170,6 @@ FROM_TWOS_COMPLEMENT = Exercise(
 
 
 # ---------------------------------------------------------------- 02.3 float_fields
-
-
-def shifts_the_sign_only(tensor):
-    bits = tensor.view(torch.int32)
-    return bits >> 31, (bits >> 23) & 255, bits & (2**23 - 1)
-
-
-def leaves_the_sign_in_place(tensor):
-    bits = tensor.view(torch.int32)
-    return bits & (-(2**31)), (bits >> 23) & 255, bits & (2**23 - 1)
-
-
-def leaves_the_sign_in_the_exponent(tensor):
-    bits = tensor.view(torch.int32)
-    return (bits >> 31) & 1, bits >> 23, bits & (2**23 - 1)
-
-
-def takes_the_bias_off(tensor):
-    bits = tensor.view(torch.int32)
-    return (bits >> 31) & 1, ((bits >> 23) & 255) - 127, bits & (2**23 - 1)
-
-
-def masks_seven_bits(tensor):
-    bits = tensor.view(torch.int32)
-    return (bits >> 31) & 1, (bits >> 23) & 127, bits & (2**23 - 1)
-
-
-def shifts_one_too_far(tensor):
-    bits = tensor.view(torch.int32)
-    return (bits >> 31) & 1, (bits >> 24) & 255, bits & (2**23 - 1)
-
-
-def adds_the_hidden_one(tensor):
-    bits = tensor.view(torch.int32)
-    return (bits >> 31) & 1, (bits >> 23) & 255, (bits & (2**23 - 1)) | 2**23
-
-
-def masks_with_a_power_of_two(tensor):
-    bits = tensor.view(torch.int32)
-    return (bits >> 31) & 1, (bits >> 23) & 255, bits & 2**23
-
-
-def masks_24_bits(tensor):
-    bits = tensor.view(torch.int32)
-    return (bits >> 31) & 1, (bits >> 23) & 255, bits & (2**24 - 1)
-
-
-def leaves_the_fraction_unmasked(tensor):
-    bits = tensor.view(torch.int32)
-    return (bits >> 31) & 1, (bits >> 23) & 255, bits
-
-
-def gives_the_fraction_as_a_real(tensor):
-    bits = tensor.view(torch.int32)
-    return (bits >> 31) & 1, (bits >> 23) & 255, (bits & (2**23 - 1)) / 2**23
-
-
-def swaps_exponent_and_fraction(tensor):
-    bits = tensor.view(torch.int32)
-    return (bits >> 31) & 1, bits & (2**23 - 1), (bits >> 23) & 255
-
-
-def converts_the_value(tensor):
-    bits = tensor.to(torch.int32)
-    return (bits >> 31) & 1, (bits >> 23) & 255, bits & (2**23 - 1)
-
-
-def reads_float16_fields(tensor):
-    bits = tensor.view(torch.int32)
-    return (bits >> 15) & 1, (bits >> 10) & 31, bits & (2**10 - 1)
-
-
-def takes_less_than_zero_for_the_sign(tensor):
-    bits = tensor.view(torch.int32)
-    return (tensor < 0).to(torch.int32), (bits >> 23) & 255, bits & (2**23 - 1)
-
-
-def takes_the_logarithm(tensor):
-    bits = tensor.view(torch.int32)
-    exponent = torch.floor(torch.log2(tensor.abs().clamp(2.0**-149, 2.0**127))).to(torch.int32) + 127
-    return (bits >> 31) & 1, exponent, bits & (2**23 - 1)
 
 
 FLOAT_FIELDS = Exercise(
@@ -288,38 +191,67 @@ FLOAT_FIELDS = Exercise(
     any_integer=("sign", "exponent", "fraction"),
     mistakes=[
         Mistake(
-            shifts_the_sign_only,
+            edit(" & 1,", ","),
             "with no mask after the shift: >> keeps the sign of a signed integer, so a set top bit becomes -1",
         ),
-        Mistake(leaves_the_sign_in_place, "with a mask but no shift: the bit stays at place 31"),
+        Mistake(edit("(bits >> 31) & 1", "bits & -(2**31)"), "with a mask but no shift: the bit stays at place 31"),
+        Mistake(edit(">> 31", ">> 30"), "with a shift by 30 for the sign; 31 bits lie to its right"),
+        Mistake(edit("(bits >> 31) & 1", "torch.signbit(tensor)"), "with True and False for the sign; make it 0 or 1"),
         Mistake(
-            leaves_the_sign_in_the_exponent, "with no mask on the exponent: the sign bit is still to the left of it"
-        ),
-        Mistake(takes_the_bias_off, "with the bias of 127 taken off; wanted is the exponent as it is stored, 0 to 255"),
-        Mistake(masks_seven_bits, "with a mask of seven bits for the exponent; it has eight, 255"),
-        Mistake(shifts_one_too_far, "with a shift by 24 for the exponent; there are 23 bits to its right"),
-        Mistake(adds_the_hidden_one, "with the hidden 1 put before the fraction; it is not stored"),
-        Mistake(masks_with_a_power_of_two, "with 2**23 for the mask, which is one bit; 2**23 - 1 is 23 of them"),
-        Mistake(masks_24_bits, "with a mask of 24 bits for the fraction; it has 23, and the next is the exponent's"),
-        Mistake(leaves_the_fraction_unmasked, "with no mask on the fraction: sign and exponent are still in it"),
-        Mistake(gives_the_fraction_as_a_real, "with the fraction divided by 2**23; wanted are its bits, as an integer"),
-        Mistake(
-            swaps_exponent_and_fraction, "with exponent and fraction swapped; the order is sign, exponent, fraction"
+            edit("(bits >> 31) & 1", "torch.sign(tensor).int()"),
+            "with torch.sign, which gives 1, 0 or -1; stored is 0 or 1",
         ),
         Mistake(
-            converts_the_value,
-            "with .to(torch.int32), which converts the value and loses its bits; .view(torch.int32) keeps them",
-        ),
-        Mistake(reads_float16_fields, "with the places and widths of float16; float32 has 1, 8 and 23 bits"),
-        Mistake(
-            takes_less_than_zero_for_the_sign,
+            edit("(bits >> 31) & 1", "(tensor < 0).int()"),
             "with tensor < 0 for the sign: -0.0 is not less than 0, but its sign bit is set",
         ),
+        Mistake(edit(" & 255", ""), "with no mask on the exponent: the sign bit is still to the left of it"),
         Mistake(
-            takes_the_logarithm,
+            edit("(bits >> 23) & 255", "((bits >> 23) & 255) - 127"),
+            "with the bias of 127 taken off; wanted is the exponent as it is stored, 0 to 255",
+        ),
+        Mistake(edit("255", "127"), "with a mask of seven bits for the exponent; it has eight, 255"),
+        Mistake(edit("& 255", "& 256"), "with 256 for the mask, which is one bit; 255 is eight of them"),
+        Mistake(edit(">> 23", ">> 24"), "with a shift by 24 for the exponent; there are 23 bits to its right"),
+        Mistake(edit(">> 23", ">> 22"), "with a shift by 22 for the exponent; there are 23 bits to its right"),
+        Mistake(
+            edit("(bits >> 23) & 255", "torch.floor(torch.log2(tensor.abs().clamp(2.0**-149, 2.0**127))).int() + 127"),
             "with a logarithm for the exponent: it fails on 0 and on numbers below the smallest normal one",
         ),
+        Mistake(edit("- 1)", "- 1) | 2**23"), "with the hidden 1 put before the fraction; it is not stored"),
+        Mistake(edit("(2**23 - 1)", "2**23"), "with 2**23 for the mask, which is one bit; 2**23 - 1 is 23 of them"),
+        Mistake(edit("2**23", "2**24"), "with a mask of 24 bits for the fraction; it has 23"),
+        Mistake(edit("2**23", "2**22"), "with a mask of 22 bits for the fraction; it has 23"),
+        Mistake(edit(" & (2**23 - 1)", ""), "with no mask on the fraction: sign and exponent are still in it"),
+        Mistake(
+            edit("bits & (2**23 - 1)", "(bits & (2**23 - 1)) / 2**23"),
+            "with the fraction divided by 2**23; wanted are its bits, as an integer",
+        ),
+        Mistake(
+            edit("bits & (", "bits.bitwise_and_("), "with an operation in place: the view shares the tensor's memory"
+        ),
+        Mistake(
+            edit("(bits >> 23) & 255, bits & (2**23 - 1)", "bits & (2**23 - 1), (bits >> 23) & 255"),
+            "with exponent and fraction swapped; the order is sign, exponent, fraction",
+        ),
+        Mistake(
+            edit(
+                "return (bits >> 31) & 1", "return bits & (2**23 - 1)", ", bits & (2**23 - 1)\n", ", (bits >> 31) & 1\n"
+            ),
+            "in the order fraction, exponent, sign; from the left it is sign, exponent, fraction",
+        ),
+        Mistake(
+            edit(".view(", ".to("),
+            "with .to(torch.int32), which converts the value and loses its bits; .view(torch.int32) keeps them",
+        ),
+        Mistake(edit("torch.int32", "torch.int64"), "with .view(torch.int64), which reads two numbers as one"),
+        Mistake(edit("torch.int32", "torch.int16"), "with .view(torch.int16), which reads each number as two"),
+        Mistake(
+            edit("31", "15", ">> 23", ">> 10", "255", "31", "2**23", "2**10"),
+            "with the places and widths of float16; float32 has 1, 8 and 23 bits",
+        ),
     ],
+    equivalent={"31 -> 32": "a shift past the width leaves nothing but copies of the sign bit, as one by 31 does"},
     hints=[
         "Look at the same 32 bits as an integer. Then each field is a shift (to bring it to the right end) and a mask.",
         "From the left: 1 bit of sign, 8 of exponent, 23 of fraction. So shift by 31, by 23 and by 0; a mask of n bits is 2**n - 1.",

@@ -1,152 +1,11 @@
 """Exercises of lesson 6: finer granularity for more precision."""
 
-import math
-
-from course.exercises.exercise import Case, Exercise, Mistake
+from course.exercises.exercise import Case, Exercise
+from course.exercises.mistakes import Mistake, edit
 from qlib.report import bits_per_weight
 from qlib.scheme import Scheme
 
 # ---------------------------------------------------------------- 06.1 bits_per_weight
-
-
-def costs(shape, scheme, scale=32, zero_point=8, symmetric=None, blocks=None, values=None):
-    """The right answer, for the mistakes below to spoil in one place each; `scale` and `zero_point` are in bits."""
-    rows, columns = shape
-    blocks = count_blocks(shape, scheme) if blocks is None else blocks
-    values = 8 * rows * math.ceil(columns * scheme.bits / 8) if values is None else values
-    symmetric = scheme.symmetric if symmetric is None else symmetric
-    return (values + blocks * (scale + (0 if symmetric else zero_point))) / (rows * columns)
-
-
-def count_blocks(shape, scheme):
-    rows, columns = shape
-    return {None: 1, 0: rows * math.ceil(columns / (scheme.group_size or columns)), 1: columns}[scheme.axis]
-
-
-def counts_nothing_but_the_bits(shape, scheme):
-    return float(scheme.bits)
-
-
-def counts_the_integers_only(shape, scheme):
-    return costs(shape, scheme, blocks=0)
-
-
-def forgets_the_scales(shape, scheme):
-    return costs(shape, scheme, scale=0)
-
-
-def forgets_the_zero_points(shape, scheme):
-    return costs(shape, scheme, zero_point=0)
-
-
-def counts_a_zero_point_in_symmetric_mode(shape, scheme):
-    return costs(shape, scheme, symmetric=False)
-
-
-def takes_16_bit_scales(shape, scheme):
-    return costs(shape, scheme, scale=16)
-
-
-def takes_float_zero_points(shape, scheme):
-    return costs(shape, scheme, zero_point=32)
-
-
-def packs_the_zero_points(shape, scheme):
-    return costs(shape, scheme, zero_point=scheme.bits)
-
-
-def counts_bytes_as_bits(shape, scheme):
-    return costs(shape, scheme, scale=4, zero_point=1)
-
-
-def counts_bits_as_bytes(shape, scheme):
-    return costs(shape, scheme, scale=8 * 32, zero_point=8 * 8)
-
-
-def drops_the_shorter_group(shape, scheme):
-    rows, columns = shape
-    return costs(shape, scheme, blocks=rows * (columns // scheme.group_size) if scheme.group_size else None)
-
-
-def adds_a_group(shape, scheme):
-    rows, columns = shape
-    blocks = rows * (columns // scheme.group_size + 1) if scheme.group_size else None
-    return costs(shape, scheme, blocks=blocks)
-
-
-def runs_groups_on_into_the_next_row(shape, scheme):
-    rows, columns = shape
-    blocks = math.ceil(rows * columns / scheme.group_size) if scheme.group_size else None
-    return costs(shape, scheme, blocks=blocks)
-
-
-def counts_the_groups_of_one_row(shape, scheme):
-    return costs(shape, scheme, blocks=math.ceil(shape[1] / scheme.group_size) if scheme.group_size else None)
-
-
-def overlooks_the_groups(shape, scheme):
-    return costs(shape, scheme, blocks=shape[0] if scheme.group_size else None)
-
-
-def counts_rows_for_columns(shape, scheme):
-    return costs(shape, scheme, blocks=shape[0] if scheme.axis == 1 else None)
-
-
-def swaps_the_axes(shape, scheme):
-    rows, columns = shape
-    swapped = {None: 1, 0: columns, 1: rows}[scheme.axis]
-    return costs(shape, scheme, blocks=None if scheme.group_size else swapped)
-
-
-def takes_none_for_axis_0(shape, scheme):
-    return costs(shape, scheme, blocks=shape[0] if scheme.axis is None else None)
-
-
-def takes_axis_0_for_none(shape, scheme):
-    return costs(shape, scheme, blocks=1 if scheme.axis == 0 and not scheme.group_size else None)
-
-
-def forgets_that_rows_end_at_a_byte(shape, scheme):
-    return costs(shape, scheme, values=shape[0] * shape[1] * scheme.bits)
-
-
-def fills_up_only_the_last_byte(shape, scheme):
-    return costs(shape, scheme, values=8 * math.ceil(shape[0] * shape[1] * scheme.bits / 8))
-
-
-def cuts_off_the_last_byte(shape, scheme):
-    return costs(shape, scheme, values=8 * shape[0] * (shape[1] * scheme.bits // 8))
-
-
-def gives_each_integer_a_byte(shape, scheme):
-    return costs(shape, scheme, values=shape[0] * shape[1] * 8)
-
-
-def starts_each_group_at_a_byte(shape, scheme):
-    rows, columns = shape
-    full, rest = divmod(columns, scheme.group_size or columns)
-    group = math.ceil((scheme.group_size or columns) * scheme.bits / 8)
-    return costs(shape, scheme, values=8 * rows * (full * group + math.ceil(rest * scheme.bits / 8)))
-
-
-def lets_no_integer_cross_a_byte(shape, scheme):
-    return costs(shape, scheme, values=8 * shape[0] * math.ceil(shape[1] / (8 // scheme.bits)))
-
-
-def returns_bytes(shape, scheme):
-    return costs(shape, scheme) / 8
-
-
-def returns_all_the_bits(shape, scheme):
-    return costs(shape, scheme) * shape[0] * shape[1]
-
-
-def returns_all_the_bytes(shape, scheme):
-    return costs(shape, scheme) * shape[0] * shape[1] / 8
-
-
-def divides_to_a_whole_number(shape, scheme):
-    return costs(shape, scheme) // 1
 
 
 BITS_PER_WEIGHT = Exercise(
@@ -171,48 +30,123 @@ BITS_PER_WEIGHT = Exercise(
         Case("a 3 x 6 matrix, 2 bits, symmetric, per tensor", ((3, 6), Scheme(2, axis=None))),
     ],
     mistakes=[
-        Mistake(counts_nothing_but_the_bits, "with nothing but the bits of the scheme; each block has a scale as well"),
-        Mistake(counts_the_integers_only, "without the scales and zero points"),
-        Mistake(forgets_the_scales, "without the scales"),
-        Mistake(forgets_the_zero_points, "without the zero points; in asymmetric mode each block has one, of one byte"),
         Mistake(
-            counts_a_zero_point_in_symmetric_mode, "with a zero point in symmetric mode, where it is 0 and not kept"
+            edit("8 * (packed_bytes + scale_bytes) / (rows * columns)", "float(scheme.bits)"),
+            "with nothing but the bits of the scheme; each block has a scale as well",
         ),
-        Mistake(takes_16_bit_scales, "with scales of 16 bits; a QTensor keeps them in float32, 32 bits each"),
-        Mistake(takes_float_zero_points, "with zero points of 32 bits; a QTensor keeps them in int8, one byte each"),
-        Mistake(packs_the_zero_points, "with zero points as narrow as the weights; each takes a whole byte"),
-        Mistake(counts_bytes_as_bits, "when the 4 bytes of a scale and the 1 of a zero point are counted as bits"),
-        Mistake(counts_bits_as_bytes, "when the 32 bits of a scale and the 8 of a zero point are counted as bytes"),
-        Mistake(drops_the_shorter_group, "when a shorter group at the end of a row gets no scale; round up"),
-        Mistake(adds_a_group, "with one group too many where the groups come out even; round up and do not add one"),
+        Mistake(edit(" + scale_bytes", ""), "without the scales and zero points"),
+        Mistake(edit("4 if", "0 if", "else 5", "else 1"), "without the scales"),
         Mistake(
-            runs_groups_on_into_the_next_row, "with groups that run on into the next row; each row starts a new one"
+            edit("else 5", "else 4"), "without the zero points; in asymmetric mode each block has one, of one byte"
         ),
-        Mistake(counts_the_groups_of_one_row, "with the groups of one row; every row has as many"),
-        Mistake(overlooks_the_groups, "with one scale a row, although the scheme has a group_size"),
-        Mistake(counts_rows_for_columns, "with as many scales as rows, although axis=1 has one for each column"),
-        Mistake(swaps_the_axes, "with rows and columns swapped; axis 0 has a scale for each row"),
-        Mistake(takes_none_for_axis_0, "with a scale a row for axis=None; `not scheme.axis` is true of None and of 0"),
-        Mistake(takes_axis_0_for_none, "with a single scale for axis=0; `if scheme.axis` is false of 0 as of None"),
-        Mistake(forgets_that_rows_end_at_a_byte, "with no filling; each row of integers takes whole bytes"),
+        Mistake(edit("4 if", "5 if"), "with a zero point in symmetric mode, where it is 0 and not kept"),
+        Mistake(edit("4 if", "2 if", "else 5", "else 3"), "with scales of 16 bits; a QTensor keeps them in float32"),
+        Mistake(edit("else 5", "else 8"), "with zero points of 32 bits; a QTensor keeps them in int8, one byte each"),
         Mistake(
-            fills_up_only_the_last_byte,
+            edit("else 5", "else 4 + scheme.bits / 8"), "with zero points as narrow as the weights; each takes a byte"
+        ),
+        Mistake(
+            edit("8 * (packed_bytes + s", "(8 * packed_bytes + s"),
+            "when the 4 bytes of a scale and the 1 of a zero point are counted as bits",
+        ),
+        Mistake(
+            edit("packed_bytes + s", "packed_bytes + 8 * s"),
+            "when the 32 bits of a scale and the 8 of a zero point are counted as bytes",
+        ),
+        Mistake(
+            edit("math.ceil(columns / (", "(columns // ("),
+            "when a shorter group at a row's end gets no scale; round up",
+        ),
+        Mistake(
+            edit(
+                "math.ceil(columns / (scheme.group_size or columns))",
+                "columns // (scheme.group_size or columns + 1) + 1",
+            ),
+            "with one group too many where the groups come out even; round up and do not add one",
+        ),
+        Mistake(
+            edit("rows * groups_in_a_row", "math.ceil(rows * columns / (scheme.group_size or columns))"),
+            "with groups that run on into the next row; each row starts a new one",
+        ),
+        Mistake(
+            edit("rows * groups_in_a_row", "groups_in_a_row if scheme.group_size else rows"),
+            "with the groups of one row; every row has as many",
+        ),
+        Mistake(
+            edit(
+                "rows * groups_in_a_row", "columns * math.ceil(rows / scheme.group_size) if scheme.group_size else rows"
+            ),
+            "with groups that run down the columns; they run along a row",
+        ),
+        Mistake(edit("rows * groups_in_a_row", "rows"), "with one scale a row, although the scheme has a group_size"),
+        Mistake(edit("1: columns", "1: rows"), "with as many scales as rows, although axis=1 has one for each column"),
+        Mistake(
+            edit("groups_in_a_row, 1: columns", "groups_in_a_row if scheme.group_size else columns, 1: rows"),
+            "with rows and columns swapped; axis 0 has a scale for each row",
+        ),
+        Mistake(
+            edit("None: 1", "None: rows"), "with a scale a row for axis=None; `not scheme.axis` is true of None and 0"
+        ),
+        Mistake(
+            edit("[scheme.axis]", "[scheme.axis if scheme.group_size else scheme.axis or None]"),
+            "with a single scale for axis=0; `if scheme.axis` is false of 0 as of None",
+        ),
+        Mistake(edit("math.ceil(columns *", "(columns *"), "with no filling; each row of integers takes whole bytes"),
+        Mistake(
+            edit("rows * math.ceil(columns *", "math.ceil(rows * columns *"),
             "with all the integers packed as one run; each row takes whole bytes of its own",
         ),
-        Mistake(cuts_off_the_last_byte, "when the last byte of a row is cut off; round up to whole bytes"),
-        Mistake(gives_each_integer_a_byte, "with a byte for every integer; a QTensor packs them"),
-        Mistake(starts_each_group_at_a_byte, "when each group starts at a byte of its own; only a row does"),
         Mistake(
-            lets_no_integer_cross_a_byte,
+            edit("math.ceil(columns * scheme.bits / 8)", "(columns * scheme.bits // 8)"),
+            "when the last byte of a row is cut off; round up to whole bytes",
+        ),
+        Mistake(edit("* scheme.bits / 8", ""), "with a byte for every integer; a QTensor packs them"),
+        Mistake(
+            edit(
+                "math.ceil(columns * scheme.bits / 8)",
+                "sum(math.ceil(len(range(columns)[i : i + (scheme.group_size or columns)]) * scheme.bits / 8)"
+                " for i in range(0, columns, scheme.group_size or columns))",
+            ),
+            "when each group starts at a byte of its own; only a row does",
+        ),
+        Mistake(
+            edit("(columns *", "(groups_in_a_row * (scheme.group_size or columns) *"),
+            "with the integers of a shorter group filled up to a whole one; it is packed as short as it is",
+        ),
+        Mistake(
+            edit("* scheme.bits / 8", "/ (8 // scheme.bits)"),
             "with 8 // bits integers in a byte; a 3-bit integer may begin in one byte and end in the next",
         ),
-        Mistake(returns_bytes, "in bytes; the question is how many bits"),
-        Mistake(returns_all_the_bits, "when you do not divide by the number of weights"),
+        Mistake(edit("8 * (p", "(p"), "in bytes; the question is how many bits"),
+        Mistake(edit(" / (rows * columns)", ""), "when you do not divide by the number of weights"),
         Mistake(
-            returns_all_the_bytes, "with the bytes of the whole matrix; the question is how many bits a weight costs"
+            edit("8 * (p", "(p", " / (rows * columns)", ""),
+            "with the bytes of the whole matrix; the question is how many bits a weight costs",
         ),
-        Mistake(divides_to_a_whole_number, "with `//`, which drops the fraction that you are after"),
+        Mistake(
+            edit("/ (rows * columns)", "// (rows * columns)"), "with `//`, which drops the fraction that you are after"
+        ),
+        Mistake(
+            edit("return 8 * (", "return round(8 * (", "rows * columns)", "rows * columns))"),
+            "with a rounded result; the fraction counts",
+        ),
+        Mistake(
+            edit("(rows * columns)", "rows * columns"),
+            "without brackets around rows * columns: Python divides by the rows and then multiplies by the columns",
+        ),
     ],
+    equivalent=dict.fromkeys(
+        [
+            "without: if scheme.scales != 'float32':",
+            "scheme.scales != 'float32' -> scheme.scales == 'float32'",
+            "8 * stored_bytes(shape, scheme) / math.prod(shape) -> 8 * stored_bytes(shape, scheme) * math.prod(shape)",
+            "8 * stored_bytes(shape, scheme) -> 8 / stored_bytes(shape, scheme)",
+            "8 * stored_bytes(shape, scheme) -> 9 * stored_bytes(shape, scheme)",
+            "8 * stored_bytes(shape, scheme) -> 7 * stored_bytes(shape, scheme)",
+            "math.prod(shape) -> shape",
+        ],
+        "other formats of scales come after this lesson, and both ways count float32's the same",
+    ),
     hints=[
         "Count bytes: those of the packed integers, then one scale for each block, then the zero points if there are "
         "any. Bits per weight is eight times that, divided by the number of weights.",

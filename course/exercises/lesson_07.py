@@ -1,11 +1,10 @@
 """Exercises of lesson 7: per channel quantization."""
 
-import dataclasses
-
 import torch
 
-from course.exercises.exercise import Case, Exercise, Mistake
-from qlib.affine import asymmetric_qparams, block_range, channel_range, choose_qparams, quant_range, symmetric_qparams
+from course.exercises.exercise import Case, Exercise
+from course.exercises.mistakes import Mistake, edit
+from qlib.affine import channel_range, choose_qparams
 from qlib.scheme import Scheme
 
 MATRIX = torch.tensor([[191.6, -13.5, 728.6], [92.14, 295.5, -184.0], [0.0, 684.6, 245.5]])
@@ -16,79 +15,13 @@ MIXED = (torch.arange(48) * 37 % 101 - 40) / 16
 
 # ---------------------------------------------------------------- 07.1 channel_range
 
-
-def others(tensor, axis):
-    return [dim for dim in range(tensor.ndim) if dim != axis]
+OTHERS = "[dim for dim in range(tensor.ndim) if dim != axis]"
 
 
-def reduces_the_kept_dimension(tensor, axis):
-    return tensor.amin(axis, keepdim=True), tensor.amax(axis, keepdim=True)
-
-
-def reduces_and_drops_the_kept_dimension(tensor, axis):
-    return tensor.amin(axis), tensor.amax(axis)
-
-
-def drops_the_dimensions(tensor, axis):
-    return tensor.amin(others(tensor, axis)), tensor.amax(others(tensor, axis))
-
-
-def always_takes_rows(tensor, axis):
-    return channel_range(tensor, 0)
-
-
-def always_takes_columns(tensor, axis):
-    return channel_range(tensor, 1)
-
-
-def takes_the_whole_tensor(tensor, axis):
-    return tensor.amin(), tensor.amax()
-
-
-def takes_the_whole_tensor_and_keeps_its_dimensions(tensor, axis):
-    dims = list(range(tensor.ndim))
-    return tensor.amin(dims, keepdim=True), tensor.amax(dims, keepdim=True)
-
-
-def takes_it_for_a_matrix(tensor, axis):
-    return tensor.amin(1 - axis, keepdim=True), tensor.amax(1 - axis, keepdim=True)
-
-
-def keeps_the_positions_too(tensor, axis):
-    return tensor.min(1 - axis, keepdim=True), tensor.max(1 - axis, keepdim=True)
-
-
-def reduces_the_kept_dimension_and_keeps_the_positions(tensor, axis):
-    return tensor.min(axis), tensor.max(axis)
-
-
-def stands_every_channel_upright(tensor, axis):
-    low, high = channel_range(tensor, axis)
-    return low.reshape(-1, 1), high.reshape(-1, 1)
-
-
-def cuts_channels_off_with_reshape(tensor, axis):
-    channels = tensor.reshape(tensor.shape[axis], -1)
-    shape = [-1 if dim == axis else 1 for dim in range(tensor.ndim)]
-    return channels.amin(1).reshape(shape), channels.amax(1).reshape(shape)
-
-
-def mirrors_the_range(tensor, axis):
-    absmax = tensor.abs().amax(others(tensor, axis), keepdim=True)
-    return -absmax, absmax
-
-
-def takes_the_range_of_the_magnitudes(tensor, axis):
-    return channel_range(tensor.abs(), axis)
-
-
-def swaps_low_and_high(tensor, axis):
-    return channel_range(tensor, axis)[::-1]
-
-
-def widens_the_range(tensor, axis):
-    low, high = channel_range(tensor, axis)
-    return low.clamp(max=0), high.clamp(min=0)
+def ends(low, high=None):
+    """An Edit that finds low in another way, and high in that way or its own."""
+    high = high or low.replace("min", "max")
+    return edit("tensor.amin(others, keepdim=True)", low, "tensor.amax(others, keepdim=True)", high)
 
 
 CHANNEL_RANGE = Exercise(
@@ -104,41 +37,54 @@ CHANNEL_RANGE = Exercise(
         Case("a tensor of shape (4, 3, 2, 2), like a convolution's weight, and axis 0", (MIXED.reshape(4, 3, 2, 2), 0)),
     ],
     mistakes=[
+        Mistake(edit("!= axis", "== axis"), "when you reduce the very dimension that should stay; reduce the others"),
+        Mistake(ends("tensor.amin(axis)"), "when you reduce `axis` itself; reduce the others, with keepdim=True"),
         Mistake(
-            reduces_the_kept_dimension, "when you reduce the very dimension that should stay; the others have to go"
+            ends("tensor.amin(others)"), "without keepdim=True; what is left does not line up with the tensor any more"
+        ),
+        Mistake(edit("!= axis", "!= 0"), "with the range of each row, whatever the axis"),
+        Mistake(edit("!= axis", "!= 1"), "with the range of each column, whatever the axis"),
+        Mistake(edit(OTHERS, "-1"), "when the last dimension is reduced, whatever the axis"),
+        Mistake(ends("tensor.amin()"), "with the range of the whole tensor; each channel has its own"),
+        Mistake(edit(" if dim != axis", ""), "when every dimension is reduced; the one that `axis` names has to stay"),
+        Mistake(
+            edit(OTHERS, "1 - axis"), "with `1 - axis`, which works for two dimensions; here there are more to reduce"
         ),
         Mistake(
-            reduces_and_drops_the_kept_dimension, "when you reduce `axis` itself; reduce the others, with keepdim=True"
-        ),
-        Mistake(drops_the_dimensions, "without keepdim=True; what is left does not line up with the tensor any more"),
-        Mistake(always_takes_rows, "with the range of each row, whatever the axis"),
-        Mistake(always_takes_columns, "with the range of each column, whatever the axis"),
-        Mistake(takes_the_whole_tensor, "with the range of the whole tensor; each channel has its own"),
-        Mistake(
-            takes_the_whole_tensor_and_keeps_its_dimensions,
-            "when every dimension is reduced; the one that `axis` names has to stay",
+            ends("tensor.min(1 - axis, keepdim=True)"),
+            "with .min(dim), which returns positions as well; .amin gives the values alone",
         ),
         Mistake(
-            takes_it_for_a_matrix, "with `1 - axis`, which works for two dimensions; here there are more to reduce"
-        ),
-        Mistake(
-            keeps_the_positions_too, "with .min(dim), which returns positions as well; .amin gives the values alone"
-        ),
-        Mistake(
-            reduces_the_kept_dimension_and_keeps_the_positions,
+            ends("tensor.min(axis)"),
             "with .min(axis): it returns positions as well, and it reduces the very dimension that should stay",
         ),
         Mistake(
-            stands_every_channel_upright, "with shape (channels, 1) for every axis; that lines up with axis 0 alone"
+            ends("tensor.amin(others).reshape(-1, 1)"),
+            "with shape (channels, 1) for every axis; that lines up with axis 0 alone",
         ),
         Mistake(
-            cuts_channels_off_with_reshape,
+            ends("tensor.reshape(tensor.shape[axis], -1).amin(1).reshape(tensor.amin(others, keepdim=True).shape)"),
             "with reshape(channels, -1), which cuts the numbers in the order they are stored; that fits axis 0 alone",
         ),
-        Mistake(mirrors_the_range, "with the largest magnitude on both sides; low and high are two different numbers"),
-        Mistake(takes_the_range_of_the_magnitudes, "with abs() first, which loses the sign; low may be negative"),
-        Mistake(swaps_low_and_high, "with low and high swapped"),
-        Mistake(widens_the_range, "with a range widened to hold 0; asymmetric_qparams does that when it is its turn"),
+        Mistake(
+            ends("tensor.reshape(tensor.shape[axis], -1).amin(1, keepdim=True)"),
+            "with reshape(channels, -1) and a column of results; both fit axis 0 alone",
+        ),
+        Mistake(
+            edit("return tensor.amin(", "return -tensor.abs().amax(", ", tensor.amax", ", tensor.abs().amax"),
+            "with the largest magnitude on both sides; low and high are two different numbers",
+        ),
+        Mistake(
+            edit("tensor.amin", "tensor.abs().amin", "tensor.amax", "tensor.abs().amax"),
+            "with abs() first, which loses the sign; low may be negative",
+        ),
+        Mistake(edit("amin", "swapped", "amax", "amin", "swapped", "amax"), "with low and high swapped"),
+        Mistake(edit("amin", "amax"), "with the largest value twice; low is the smallest, .amin"),
+        Mistake(
+            ends("tensor.amin(others, keepdim=True).clamp(max=0)", "tensor.amax(others, keepdim=True).clamp(min=0)"),
+            "with a range widened to hold 0; asymmetric_qparams does that when it is its turn",
+        ),
+        Mistake(edit(", tensor.amax(others, keepdim=True)", ""), "with the low end alone; return (low, high)"),
     ],
     hints=[
         "A channel is a slice along `axis`. Everything but that dimension is reduced to its smallest and its largest "
@@ -153,136 +99,12 @@ CHANNEL_RANGE = Exercise(
 
 # ---------------------------------------------------------------- 07.2 choose_qparams
 
-
-def chooses(tensor, scheme, absmax=torch.maximum, **changed):
-    """The right answer, for the mistakes below to spoil in one place each."""
-    scheme = dataclasses.replace(scheme, **changed)
-    low, high = block_range(tensor.float(), scheme)
-    if scheme.symmetric:
-        return symmetric_qparams(absmax(-low, high), scheme.bits)
-    return asymmetric_qparams(low, high, scheme.bits)
+ABSMAX = "torch.maximum(-low, high)"
 
 
-def is_always_symmetric(tensor, scheme):
-    return chooses(tensor, scheme, symmetric=True)
-
-
-def is_always_asymmetric(tensor, scheme):
-    return chooses(tensor, scheme, symmetric=False)
-
-
-def mixes_up_the_modes(tensor, scheme):
-    return chooses(tensor, scheme, symmetric=not scheme.symmetric)
-
-
-def always_8_bits(tensor, scheme):
-    return chooses(tensor, scheme, bits=8)
-
-
-def forgets_the_bits_in_symmetric_mode(tensor, scheme):
-    return chooses(tensor, scheme, bits=8 if scheme.symmetric else scheme.bits)
-
-
-def always_per_tensor(tensor, scheme):
-    return chooses(tensor, scheme, axis=None)
-
-
-def always_per_row(tensor, scheme):
-    return chooses(tensor, scheme, axis=0)
-
-
-def always_per_column(tensor, scheme):
-    return chooses(tensor, scheme, axis=1)
-
-
-def swaps_the_axes(tensor, scheme):
-    return chooses(tensor, scheme, axis={None: None, 0: 1, 1: 0}[scheme.axis])
-
-
-def takes_none_for_axis_0(tensor, scheme):
-    return chooses(tensor, scheme, axis=scheme.axis or 0)
-
-
-def takes_axis_0_for_none(tensor, scheme):
-    return chooses(tensor, scheme, axis=scheme.axis or None)
-
-
-def takes_high_for_absmax(tensor, scheme):
-    return chooses(tensor, scheme, absmax=lambda minus_low, high: high)
-
-
-def takes_low_for_absmax(tensor, scheme):
-    return chooses(tensor, scheme, absmax=lambda minus_low, high: minus_low)
-
-
-def takes_the_smaller_end(tensor, scheme):
-    return chooses(tensor, scheme, absmax=torch.minimum)
-
-
-def takes_the_width_for_absmax(tensor, scheme):
-    return chooses(tensor, scheme, absmax=torch.add)
-
-
-def takes_half_the_width_for_absmax(tensor, scheme):
-    return chooses(tensor, scheme, absmax=lambda minus_low, high: (minus_low + high) / 2)
-
-
-def counts_half_steps(tensor, scheme):
-    scale, zero_point = chooses(tensor, scheme)
-    qmin, qmax = quant_range(scheme.bits)
-    return (scale * qmax / ((qmax - qmin) / 2) if scheme.symmetric else scale), zero_point
-
-
-def compares_with_python(tensor, scheme):
-    return chooses(tensor, scheme, absmax=max)
-
-
-def reduces_one_dimension_only(tensor, scheme):
-    tensor.amax(1 - scheme.axis, keepdim=True)
-    return chooses(tensor, scheme)
-
-
-def takes_the_absmax_of_the_whole_tensor(tensor, scheme):
-    return chooses(tensor, scheme, absmax=lambda minus_low, high: tensor.float().abs().amax().expand_as(high))
-
-
-def takes_the_range_of_the_whole_tensor_in_asymmetric_mode(tensor, scheme):
-    return chooses(tensor, scheme, **({} if scheme.symmetric else {"axis": None}))
-
-
-def stays_in_half_precision(tensor, scheme):
-    low, high = block_range(tensor, scheme)
-    if scheme.symmetric:
-        return symmetric_qparams(torch.maximum(-low, high), scheme.bits)
-    return asymmetric_qparams(low, high, scheme.bits)
-
-
-def makes_float32_of_it_at_the_end(tensor, scheme):
-    scale, zero_point = stays_in_half_precision(tensor, scheme)
-    return scale.float(), zero_point
-
-
-def drops_the_dimensions_of_a_channel(tensor, scheme):
-    scale, zero_point = chooses(tensor, scheme)
-    return scale.squeeze(), zero_point.squeeze()
-
-
-def takes_axis_none_for_a_channel(tensor, scheme):
-    scale, zero_point = chooses(tensor, scheme)
-    return (scale.reshape(1, 1) if scheme.axis is None else scale), zero_point
-
-
-def gives_every_scale_a_zero(tensor, scheme):
-    scale, zero_point = chooses(tensor, scheme)
-    return scale, zero_point.expand_as(scale).clone()
-
-
-def swaps_scale_and_zero_point(tensor, scheme):
-    return chooses(tensor, scheme)[::-1]
-
-
-def returns_the_range(tensor, scheme):
-    return block_range(tensor.float(), scheme)
+def channels(axis, otherwise=""):
+    """An Edit that takes the range of channels along `axis`."""
+    return edit("block_range(", "channel_range(", ", scheme)\n", f", {axis}) {otherwise}\n")
 
 
 CHOOSE_QPARAMS = Exercise(
@@ -308,53 +130,133 @@ CHOOSE_QPARAMS = Exercise(
         ),
     ],
     mistakes=[
-        Mistake(is_always_symmetric, "in symmetric mode whatever the scheme says"),
-        Mistake(is_always_asymmetric, "in asymmetric mode whatever the scheme says"),
-        Mistake(mixes_up_the_modes, "with the two modes mixed up"),
-        Mistake(always_8_bits, "with 8 bits whatever the scheme says; hand scheme.bits on"),
+        Mistake(edit("not scheme.symmetric", "False"), "in symmetric mode whatever the scheme says"),
+        Mistake(edit("not scheme.symmetric", "True"), "in asymmetric mode whatever the scheme says"),
+        Mistake(edit("not scheme.symmetric", "scheme.symmetric"), "with the two modes mixed up"),
         Mistake(
-            forgets_the_bits_in_symmetric_mode, "with 8 bits in symmetric mode; symmetric_qparams wants the bits, too"
-        ),
-        Mistake(always_per_tensor, "with one scale for the whole tensor, whatever the axis"),
-        Mistake(always_per_row, "with a scale for each row, whatever the axis"),
-        Mistake(always_per_column, "with a scale for each column, whatever the axis"),
-        Mistake(swaps_the_axes, "with rows and columns swapped; axis 0 has a scale for each row"),
-        Mistake(takes_none_for_axis_0, "with a scale a row for axis=None; `not scheme.axis` is true of None and of 0"),
-        Mistake(takes_axis_0_for_none, "with a single scale for axis=0; `if scheme.axis` is false of 0 as of None"),
-        Mistake(takes_high_for_absmax, "with high for the largest magnitude; on the left, -low may be larger"),
-        Mistake(takes_low_for_absmax, "with -low for the largest magnitude; on the right, high may be larger"),
-        Mistake(takes_the_smaller_end, "with the smaller of -low and high; the ruler has to reach the larger one"),
-        Mistake(takes_the_width_for_absmax, "with the whole width for the largest magnitude; that step is too long"),
-        Mistake(takes_half_the_width_for_absmax, "with half the width for the largest magnitude, which clips one end"),
-        Mistake(counts_half_steps, "with (qmax - qmin) / 2 steps, as PyTorch's observers count them; ours are qmax"),
-        Mistake(compares_with_python, "with Python's max; it takes one number, and these are tensors: torch.maximum"),
-        Mistake(
-            reduces_one_dimension_only, "with `1 - scheme.axis` for axis=None, which is no number; block_range knows it"
+            edit("high, scheme.bits", "high", "absmax, scheme.bits", "absmax"),
+            "with 8 bits whatever the scheme says; hand scheme.bits on",
         ),
         Mistake(
-            takes_the_absmax_of_the_whole_tensor, "with the largest magnitude of the whole tensor for every channel"
+            edit("absmax, scheme.bits", "absmax"), "with 8 bits in symmetric mode; symmetric_qparams wants the bits too"
         ),
         Mistake(
-            takes_the_range_of_the_whole_tensor_in_asymmetric_mode,
+            edit("high, scheme.bits", "high"), "with 8 bits in asymmetric mode; asymmetric_qparams wants the bits too"
+        ),
+        Mistake(
+            edit("block_range(", "torch.aminmax(", ", scheme)\n", ")\n"),
+            "with one scale for the whole tensor, whatever the axis",
+        ),
+        Mistake(channels("0"), "with a scale for each row, whatever the axis"),
+        Mistake(channels("1"), "with a scale for each column, whatever the axis"),
+        Mistake(
+            channels("1 - scheme.axis", "if scheme.axis is not None else tensor.float().aminmax()"),
+            "with rows and columns swapped; axis 0 has a scale for each row",
+        ),
+        Mistake(
+            channels("scheme.axis or 0"), "with a scale a row for axis=None; `not scheme.axis` is true of None and of 0"
+        ),
+        Mistake(
+            channels("scheme.axis", "if scheme.axis else tensor.float().aminmax()"),
+            "with a single scale for axis=0; `if scheme.axis` is false of 0 as of None",
+        ),
+        Mistake(edit(ABSMAX, "high"), "with high for the largest magnitude; on the left, -low may be larger"),
+        Mistake(edit(ABSMAX, "-low"), "with -low for the largest magnitude; on the right, high may be larger"),
+        Mistake(
+            edit("torch.maximum", "torch.minimum"),
+            "with the smaller of -low and high; the ruler has to reach the larger one",
+        ),
+        Mistake(edit(ABSMAX, "high - low"), "with the whole width for the largest magnitude; that step is too long"),
+        Mistake(edit(ABSMAX, "(high - low) / 2"), "with half the width for the largest magnitude, which clips one end"),
+        Mistake(
+            edit("(absmax, s", "(absmax * scheme.largest / (scheme.largest + 0.5), s"),
+            "with (qmax - qmin) / 2 steps, as PyTorch's observers count them; ours are qmax",
+        ),
+        Mistake(
+            edit("(absmax, s", "(absmax * scheme.largest / (scheme.largest + 1), s"),
+            "with 2**(bits - 1) steps, one too many; ours are qmax",
+        ),
+        Mistake(
+            edit("torch.maximum", "max"), "with Python's max; it takes one number, and these are tensors: torch.maximum"
+        ),
+        Mistake(
+            edit("block_range(", "torch.aminmax(", ", scheme)\n", ", dim=1 - scheme.axis, keepdim=True)\n"),
+            "with `1 - scheme.axis` for axis=None, which is no number; block_range knows it",
+        ),
+        Mistake(
+            edit("(-low, high)", "(-low, high).amax().expand_as(high)"),
+            "with the largest magnitude of the whole tensor for every channel",
+        ),
+        Mistake(
+            edit(ABSMAX, "tensor.float().abs().amax()"),
+            "with the largest magnitude of the whole tensor in symmetric mode; the axis counts in both modes",
+        ),
+        Mistake(
+            edit("qparams(low, high", "qparams(*tensor.float().aminmax()"),
             "with the range of the whole tensor in asymmetric mode; the axis counts in both modes",
         ),
-        Mistake(stays_in_half_precision, "when a bfloat16 tensor is not made float32 first"),
+        Mistake(edit("tensor.float()", "tensor"), "when a bfloat16 tensor is not made float32 first"),
         Mistake(
-            makes_float32_of_it_at_the_end, "when bfloat16 is made float32 at the end, after the scale was rounded"
+            edit(
+                "tensor.float()",
+                "tensor",
+                "return asymmetric_qparams(low, high, scheme.bits)",
+                "scale, zero_point = asymmetric_qparams(low, high, scheme.bits)\n        return scale.float(), zero_point",
+                "return symmetric_qparams(absmax, scheme.bits)",
+                "scale, zero_point = symmetric_qparams(absmax, scheme.bits)\n        return scale.float(), zero_point",
+            ),
+            "when bfloat16 is made float32 at the end, after the scale was rounded",
         ),
         Mistake(
-            drops_the_dimensions_of_a_channel, "with the dimensions of size 1 dropped; they make the scale line up"
+            edit("    if not", "    low, high = low.squeeze(), high.squeeze()\n    if not"),
+            "with the dimensions of size 1 dropped; they make the scale line up",
         ),
         Mistake(
-            takes_axis_none_for_a_channel,
+            channels("scheme.axis"),
             "with channel_range for axis=None, which keeps two dimensions of size 1; block_range gives a single number",
         ),
         Mistake(
-            gives_every_scale_a_zero, "with a zero for every scale; symmetric_qparams gives the one 0 that is needed"
+            edit("absmax, scheme.bits)", "absmax, scheme.bits)[0], torch.zeros_like(absmax, dtype=torch.int8)"),
+            "with a zero for every scale; symmetric_qparams gives the one 0 that is needed",
         ),
-        Mistake(swaps_scale_and_zero_point, "with scale and zero point swapped; the scale is first"),
-        Mistake(returns_the_range, "with the range itself; scale and zero point are still to be made of it"),
+        Mistake(
+            edit("absmax, scheme.bits)", "absmax, scheme.bits)[0], torch.zeros_like(absmax)"),
+            "with zero points that are floats, and one for every scale; symmetric_qparams gives a single int8 0",
+        ),
+        Mistake(
+            edit("absmax, scheme.bits)", "absmax, scheme.bits)[0], 0"),
+            "with a plain 0 in symmetric mode; symmetric_qparams gives it as a tensor",
+        ),
+        Mistake(
+            edit("absmax, scheme.bits)", "absmax, scheme.bits)[0]"),
+            "with the scale alone in symmetric mode; the zero point is returned there, too",
+        ),
+        Mistake(
+            edit(
+                "high, scheme.bits)", "high, scheme.bits)[::-1]", "absmax, scheme.bits)", "absmax, scheme.bits)[::-1]"
+            ),
+            "with scale and zero point swapped; the scale is first",
+        ),
+        Mistake(
+            edit("    if not", "    return low, high\n    if not"),
+            "with the range itself; scale and zero point are still to be made of it",
+        ),
     ],
+    equivalent=dict.fromkeys(
+        [
+            "without: if scheme.grid == 'integer':",
+            "scheme.grid == 'integer' -> scheme.grid != 'integer'",
+            "nonzero_scale(absmax / scheme.largest) -> absmax / scheme.largest",
+            "torch.tensor(0, dtype=torch.int8) -> 0",
+            "torch.tensor(0, dtype=torch.int8) -> torch.tensor(0)",
+            "absmax / scheme.largest -> absmax * scheme.largest",
+            "torch.tensor(0, dtype=torch.int8) -> torch.tensor(1, dtype=torch.int8)",
+            "torch.tensor(0, dtype=torch.int8) -> torch.tensor(-1, dtype=torch.int8)",
+            "torch.int8 -> torch.int16",
+            "torch.int8 -> torch.uint8",
+        ],
+        "the lesson's schemes have the integer grid; the other grids come in lesson 17",
+    ),
     hints=[
         "Two steps. First the smallest and the largest value of each block, in float32. Then, from those two alone, the "
         "scale and zero point of the mode that the scheme asks for.",

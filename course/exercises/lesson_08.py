@@ -2,10 +2,9 @@
 
 import torch
 
-from course.exercises.exercise import Case, Exercise, Mistake, Words
+from course.exercises.exercise import Case, Exercise, Words
+from course.exercises.mistakes import Mistake, edit
 from qlib.affine import expand_groups, split_groups
-
-pad = torch.nn.functional.pad
 
 COUNT = torch.arange(1.0, 19.0).reshape(3, 6)
 RAGGED = torch.arange(1.0, 21.0).reshape(2, 10)
@@ -14,97 +13,7 @@ LAYERS = torch.arange(1.0, 31.0).reshape(2, 3, 5)
 
 # ---------------------------------------------------------------- 08.1 split_groups
 
-
-def filled_up(tensor, group_size, **how):
-    return pad(tensor, (0, -tensor.shape[-1] % group_size), **how)
-
-
-def leaves_no_room(tensor, group_size):
-    return tensor.unflatten(-1, (-1, group_size))
-
-
-def reshapes_as_it_is(tensor, group_size):
-    return tensor.reshape(*tensor.shape[:-1], -1, group_size)
-
-
-def counts_whole_groups_only(tensor, group_size):
-    return tensor.reshape(*tensor.shape[:-1], tensor.shape[-1] // group_size, group_size)
-
-
-def asserts_that_it_divides(tensor, group_size):
-    assert tensor.shape[-1] % group_size == 0
-    return leaves_no_room(tensor, group_size)
-
-
-def drops_the_rest(tensor, group_size):
-    whole = tensor.shape[-1] // group_size * group_size
-    return leaves_no_room(tensor[..., :whole], group_size)
-
-
-def pads_on_the_left(tensor, group_size):
-    return leaves_no_room(pad(tensor, (-tensor.shape[-1] % group_size, 0)), group_size)
-
-
-def pads_with_ones(tensor, group_size):
-    return leaves_no_room(filled_up(tensor, group_size, value=1), group_size)
-
-
-def pads_with_the_last_value(tensor, group_size):
-    filler = tensor[..., -1:].expand(*tensor.shape[:-1], -tensor.shape[-1] % group_size)
-    return leaves_no_room(torch.cat([tensor, filler], dim=-1), group_size)
-
-
-def starts_the_row_again(tensor, group_size):
-    columns = torch.arange(tensor.shape[-1] + -tensor.shape[-1] % group_size) % tensor.shape[-1]
-    return leaves_no_room(tensor[..., columns], group_size)
-
-
-def always_pads(tensor, group_size):
-    return leaves_no_room(pad(tensor, (0, group_size - tensor.shape[-1] % group_size)), group_size)
-
-
-def pads_with_float32(tensor, group_size):
-    filler = torch.zeros(*tensor.shape[:-1], -tensor.shape[-1] % group_size)
-    return leaves_no_room(torch.cat([tensor, filler], dim=-1), group_size)
-
-
-def deals_like_cards(tensor, group_size):
-    return filled_up(tensor, group_size).unflatten(-1, (group_size, -1)).transpose(-1, -2)
-
-
-def takes_the_size_for_the_count(tensor, group_size):
-    return filled_up(tensor, group_size).unflatten(-1, (group_size, -1))
-
-
-def lays_groups_in_columns(tensor, group_size):
-    return split_groups(tensor, group_size).transpose(-1, -2)
-
-
-def puts_the_groups_first(tensor, group_size):
-    return torch.stack(filled_up(tensor, group_size).split(group_size, dim=-1))
-
-
-def stacks_all_groups(tensor, group_size):
-    return filled_up(tensor, group_size).reshape(-1, group_size)
-
-
-def joins_the_rows_first(tensor, group_size):
-    groups = -(-tensor.shape[-1] // group_size)
-    rows = tensor.shape[:-1].numel()
-    filler = rows * groups * group_size - tensor.numel()
-    return pad(tensor.flatten(), (0, filler)).reshape(*tensor.shape[:-1], groups, group_size)
-
-
-def groups_down_the_columns(tensor, group_size):
-    return split_groups(tensor.mT.contiguous(), group_size)
-
-
-def returns_the_pieces(tensor, group_size):
-    return tensor.split(group_size, dim=-1)
-
-
-def forgets_to_group(tensor, group_size):
-    return filled_up(tensor, group_size)
+PAD = "torch.nn.functional.pad(tensor, (0, -tensor.shape[-1] % group_size))"
 
 
 def which_column(args, index):
@@ -132,44 +41,94 @@ SPLIT_GROUPS = Exercise(
     ],
     mistakes=[
         Mistake(
-            leaves_no_room, "with no filler: 10 columns do not make whole groups of 4, and unflatten will not guess"
+            edit(PAD, "tensor"),
+            "with no filler: 10 columns do not make whole groups of 4, and unflatten will not guess",
         ),
         Mistake(
-            reshapes_as_it_is, "with no filler: 10 columns do not make whole groups of 4, and reshape will not guess"
+            edit(PAD, "tensor", "unflatten(-1, (", "reshape((*tensor.shape[:-1], "),
+            "with no filler: 10 columns do not make whole groups of 4, and reshape will not guess",
         ),
         Mistake(
-            counts_whole_groups_only, "with the groups counted by a division that rounds down: 10 // 4 forgets the rest"
+            edit(PAD, "tensor", "unflatten(-1, (-1", "reshape((*tensor.shape[:-1], tensor.shape[-1] // group_size"),
+            "with the groups counted by a division that rounds down: 10 // 4 forgets the rest",
         ),
         Mistake(
-            asserts_that_it_divides,
+            edit("    filled", "    assert tensor.shape[-1] % group_size == 0\n    filled"),
             "with an assert that the groups come out even, as in the video course; fill them up",
         ),
-        Mistake(drops_the_rest, "with the columns after the last whole group left out"),
-        Mistake(pads_on_the_left, "with the filler on the left, which moves every weight to another place"),
         Mistake(
-            pads_with_ones,
+            edit(PAD, "tensor[..., : tensor.shape[-1] // group_size * group_size]"),
+            "with the columns after the last whole group left out",
+        ),
+        Mistake(
+            edit("(0, -tensor.shape[-1] % group_size)", "(-tensor.shape[-1] % group_size, 0)"),
+            "with the filler on the left, which moves every weight to another place",
+        ),
+        Mistake(edit("(0, -", "(0, 0, 0, -"), "with the filler below the last row; it belongs at the end of each row"),
+        Mistake(
+            edit("-tensor", "tensor"),
+            "with columns % group_size zeros: that is how many columns are left over, not how many are missing",
+        ),
+        Mistake(
+            edit("% group_size)", "% group_size), value=1"),
             "with ones as filler; a one may be the largest number of its group, and a zero changes nothing",
         ),
-        Mistake(pads_with_the_last_value, "with the last value as filler; the filler is zeros"),
-        Mistake(starts_the_row_again, "with the start of the row as filler; the filler is zeros"),
         Mistake(
-            always_pads, "with a whole group of filler where none is needed; take the remainder once more, % group_size"
+            edit("    return", "    filled[..., tensor.shape[-1] :] = tensor[..., -1:]\n    return"),
+            "with the last value as filler; the filler is zeros",
         ),
-        Mistake(pads_with_float32, "with a filler of float32, which pulls other dtypes along; the dtype stays"),
         Mistake(
-            deals_like_cards,
+            edit(
+                PAD, "tensor[..., torch.arange(tensor.shape[-1] + -tensor.shape[-1] % group_size) % tensor.shape[-1]]"
+            ),
+            "with the start of the row as filler; the filler is zeros",
+        ),
+        Mistake(
+            edit("-tensor", "group_size - tensor"),
+            "with a whole group of filler where none is needed; take the remainder once more, % group_size",
+        ),
+        Mistake(
+            edit("pad(tensor", "pad(tensor.float()"),
+            "with a filler of float32, which pulls other dtypes along; the dtype stays",
+        ),
+        Mistake(
+            edit("(-1, group_size))", "(group_size, -1)).mT"),
             "with the columns dealt out to the groups in turn, like cards; a group is a run of neighbours",
         ),
-        Mistake(takes_the_size_for_the_count, "with group_size taken for the number of groups"),
-        Mistake(lays_groups_in_columns, "with the last two dimensions the wrong way round: (..., groups, group_size)"),
-        Mistake(puts_the_groups_first, "with the groups in front of the rows: (..., groups, group_size)"),
-        Mistake(stacks_all_groups, "with the groups of all rows in one stack; the rows keep a dimension of their own"),
+        Mistake(edit("(-1, group_size)", "(group_size, -1)"), "with group_size taken for the number of groups"),
         Mistake(
-            joins_the_rows_first, "with the rows joined before they are cut, so that a group runs on into the next row"
+            edit("(-1, group_size))", "(-1, group_size)).mT"),
+            "with the last two dimensions the wrong way round: (..., groups, group_size)",
         ),
-        Mistake(groups_down_the_columns, "with groups that run down the columns; they run along a row"),
-        Mistake(returns_the_pieces, "with the pieces still apart, and the last one shorter"),
-        Mistake(forgets_to_group, "with the filler in place but the row not cut yet"),
+        Mistake(
+            edit("(-1, group_size))", "(-1, group_size)).movedim(-2, 0)"),
+            "with the groups in front of the rows: (..., groups, group_size)",
+        ),
+        Mistake(
+            edit("unflatten(-1, (", "reshape(("),
+            "with the groups of all rows in one stack; the rows keep a dimension of their own",
+        ),
+        Mistake(
+            edit(
+                "    return",
+                "    long = torch.nn.functional.pad(tensor.flatten(), (0, filled.numel() - tensor.numel()))\n"
+                "    filled = long.reshape(filled.shape)\n    return",
+            ),
+            "with the rows joined before they are cut, so that a group runs on into the next row",
+        ),
+        Mistake(
+            edit("    filled", "    tensor = tensor.mT\n    filled"),
+            "with groups that run down the columns; they run along a row",
+        ),
+        Mistake(
+            edit("    filled", "    rows, columns = tensor.shape\n    filled"),
+            "with two dimensions taken for granted; a row has one, and there may be three",
+        ),
+        Mistake(
+            edit("filled.unflatten(-1, (-1, group_size))", "tensor.split(group_size, dim=-1)"),
+            "with the pieces still apart, and the last one shorter",
+        ),
+        Mistake(edit(".unflatten(-1, (-1, group_size))", ""), "with the filler in place but the row not cut yet"),
     ],
     hints=[
         "First make each row as long as a whole number of groups, with zeros at its right end. Then cut.",
@@ -189,144 +148,8 @@ RAGGED_SCALES = torch.tensor([[0.9, 0.4, 0.8], [0.3, 0.5, 0.06]])
 ZERO_POINTS = torch.tensor([[-8, 3, 7], [0, -1, 5]], dtype=torch.int8)
 NINE = RAGGED[:, :9]
 
-
-def is_one_a_group(qparam, tensor):
-    """Whether a scale needs spreading at all, as the key tells it."""
-    return (
-        isinstance(qparam, torch.Tensor)
-        and qparam.ndim == tensor.ndim
-        and qparam.shape[-1] not in (1, tensor.shape[-1])
-    )
-
-
-def checked_size(qparam, tensor, group_size):
-    """The group size, or the key's own ValueError."""
-    expand_groups(qparam, tensor, group_size)
-    return group_size or tensor.shape[-1] // qparam.shape[-1]
-
-
-def lays_the_scales_end_to_end(qparam, tensor, group_size=None):
-    if not is_one_a_group(qparam, tensor):
-        return qparam
-    size = checked_size(qparam, tensor, group_size)
-    return qparam.repeat(1, size)[..., : tensor.shape[-1]]
-
-
-def repeats_rows(qparam, tensor, group_size=None):
-    if not is_one_a_group(qparam, tensor):
-        return qparam
-    return qparam.repeat_interleave(checked_size(qparam, tensor, group_size), dim=0)
-
-
-def repeats_without_a_dimension(qparam, tensor, group_size=None):
-    if not is_one_a_group(qparam, tensor):
-        return qparam
-    return qparam.repeat_interleave(checked_size(qparam, tensor, group_size))
-
-
-def forgets_to_cut(qparam, tensor, group_size=None):
-    if not is_one_a_group(qparam, tensor):
-        return qparam
-    return qparam.repeat_interleave(checked_size(qparam, tensor, group_size), dim=-1)
-
-
-def cuts_on_the_left(qparam, tensor, group_size=None):
-    return (
-        forgets_to_cut(qparam, tensor, group_size)[..., -tensor.shape[-1] :]
-        if is_one_a_group(qparam, tensor)
-        else qparam
-    )
-
-
-def ignores_the_group_size(qparam, tensor, group_size=None):
-    if not is_one_a_group(qparam, tensor):
-        return qparam
-    checked_size(qparam, tensor, group_size)
-    size = -(-tensor.shape[-1] // qparam.shape[-1])
-    return qparam.repeat_interleave(size, dim=-1)[..., : tensor.shape[-1]]
-
-
-def rounds_the_size_down(qparam, tensor, group_size=None):
-    if not is_one_a_group(qparam, tensor):
-        return qparam
-    size = group_size or tensor.shape[-1] // qparam.shape[-1]
-    return qparam.repeat_interleave(size, dim=-1)[..., : tensor.shape[-1]]
-
-
-def guesses_the_size(qparam, tensor, group_size=None):
-    if not is_one_a_group(qparam, tensor):
-        return qparam
-    size = group_size or -(-tensor.shape[-1] // qparam.shape[-1])
-    return qparam.repeat_interleave(size, dim=-1)[..., : tensor.shape[-1]]
-
-
-def only_checks_without_a_size(qparam, tensor, group_size=None):
-    if not is_one_a_group(qparam, tensor):
-        return qparam
-    size = group_size or checked_size(qparam, tensor, None)
-    return qparam.repeat_interleave(size, dim=-1)[..., : tensor.shape[-1]]
-
-
-def expands_everything(qparam, tensor, group_size=None):
-    if is_one_a_group(qparam, tensor):
-        return expand_groups(qparam, tensor, group_size)
-    return torch.as_tensor(qparam).expand(tensor.shape)
-
-
-def expands_a_scale_per_row(qparam, tensor, group_size=None):
-    if isinstance(qparam, torch.Tensor) and qparam.shape == (tensor.shape[0], 1):
-        return qparam.expand(tensor.shape)
-    return expand_groups(qparam, tensor, group_size)
-
-
-def expects_a_tensor(qparam, tensor, group_size=None):
-    if qparam.ndim < tensor.ndim:
-        return qparam
-    return expand_groups(qparam, tensor, group_size)
-
-
-def expects_two_dimensions(qparam, tensor, group_size=None):
-    rows, groups = qparam.shape
-    return expand_groups(qparam, tensor, group_size)
-
-
-def expects_groups(qparam, tensor, group_size=None):
-    if not isinstance(qparam, torch.Tensor) or qparam.ndim < 2:
-        return qparam
-    size = group_size or tensor.shape[-1] // qparam.shape[-1]
-    return qparam.repeat_interleave(size, dim=-1)[..., : tensor.shape[-1]]
-
-
-def takes_a_single_row_for_a_scale_per_column(qparam, tensor, group_size=None):
-    if isinstance(qparam, torch.Tensor) and qparam.ndim == 2 and qparam.shape[0] == 1:
-        return qparam
-    return expand_groups(qparam, tensor, group_size)
-
-
-def changes_nothing(qparam, tensor, group_size=None):
-    return qparam
-
-
-def makes_a_float(qparam, tensor, group_size=None):
-    spread = expand_groups(qparam, tensor, group_size)
-    return spread.float() if is_one_a_group(qparam, tensor) else spread
-
-
-def multiplies(qparam, tensor, group_size=None):
-    spread = expand_groups(qparam, tensor, group_size)
-    return spread * tensor if is_one_a_group(qparam, tensor) else spread
-
-
-def adds_a_dimension(qparam, tensor, group_size=None):
-    return qparam.unsqueeze(-1) if is_one_a_group(qparam, tensor) else qparam
-
-
-def interpolates(qparam, tensor, group_size=None):
-    if not is_one_a_group(qparam, tensor):
-        return qparam
-    checked_size(qparam, tensor, group_size)
-    stretched = torch.nn.functional.interpolate(qparam.float().unsqueeze(0), tensor.shape[-1], mode="nearest")
-    return stretched.squeeze(0).to(qparam.dtype)
+SPREAD = "qparam.repeat_interleave(group_size, dim=-1)[..., :columns]"
+UNEQUAL, OTHER_COUNT = "if columns % groups", "if -(-columns // group_size) != groups"  # what is refused
 
 
 def refuses(answer, qparam, tensor, group_size=None):
@@ -354,6 +177,7 @@ EXPAND_GROUPS = Exercise(
         Case("two scales a row and six columns", (SCALES, COUNT, 3)),
         Case("two scales and a single row of five columns in groups of 3", (SCALES[:1], COUNT[:1, :5], 3)),
         Case("two scales a row, six columns and no group_size", (SCALES, COUNT)),
+        Case("two rows, two scales a row and six columns", (SCALES[:2], COUNT[:2], 3)),
         Case("three scales a row and ten columns in groups of 4", (RAGGED_SCALES, RAGGED, 4)),
         Case("three scales a row and nine columns in groups of 4", (RAGGED_SCALES, NINE, 4)),
         Case("int8 zero points and ten columns in groups of 4", (ZERO_POINTS, RAGGED, 4)),
@@ -374,48 +198,109 @@ EXPAND_GROUPS = Exercise(
     ],
     mistakes=[
         Mistake(
-            lays_the_scales_end_to_end,
+            edit("repeat_interleave(group_size, dim=-1)", "repeat(1, group_size)"),
             "with repeat, which lays the scales end to end; repeat_interleave keeps copies together",
         ),
-        Mistake(repeats_rows, "with the copies along the rows; a group covers columns, dim=-1"),
-        Mistake(repeats_without_a_dimension, "without dim: repeat_interleave then makes one long vector of everything"),
-        Mistake(forgets_to_cut, "with no cut at the right end: the last group covers fewer columns than the others"),
-        Mistake(cuts_on_the_left, "with the cut at the left end; it is the last group that is shorter"),
+        Mistake(edit("dim=-1", "dim=0"), "with the copies along the rows; a group covers columns, dim=-1"),
+        Mistake(edit(", dim=-1", ""), "without dim: repeat_interleave then makes one long vector of everything"),
         Mistake(
-            ignores_the_group_size, "with the group size calculated from the number of scales although it was given"
+            edit("[..., :columns]", ""),
+            "with no cut at the right end: the last group covers fewer columns than the others",
+        ),
+        Mistake(edit(":columns", "-columns:"), "with the cut at the left end; it is the last group that is shorter"),
+        Mistake(
+            edit("(group_size, dim", "(-(-columns // groups), dim"),
+            "with the group size calculated from the number of scales although it was given",
         ),
         Mistake(
-            rounds_the_size_down,
+            edit(UNEQUAL, "if False", OTHER_COUNT, "if False"),
             "with a group size that is rounded down where the scales do not cover the columns evenly",
         ),
         Mistake(
-            guesses_the_size,
+            edit(UNEQUAL, "if False", OTHER_COUNT, "if False", "= columns // groups", "= -(-columns // groups)"),
             "with a guess at the group size: three groups of ten may be 4 + 4 + 2 or 5 + 4 + 1, so raise ValueError",
         ),
         Mistake(
-            only_checks_without_a_size, "with no look at whether the groups of the given size need that many scales"
+            edit(OTHER_COUNT, "if False"), "with no look at whether the groups of the given size need that many scales"
         ),
-        Mistake(expands_everything, "with every scale spread out; what broadcasts already comes back as it is"),
-        Mistake(expands_a_scale_per_row, "with a scale per row spread out too; it broadcasts as it is"),
-        Mistake(expects_a_tensor, "with a scale that is a plain number treated as a tensor; it comes back as it is"),
-        Mistake(expects_two_dimensions, "with two dimensions taken for granted; a single scale has none"),
+        Mistake(edit(UNEQUAL, "if False"), "with no look at whether the groups can be equal where no size is given"),
         Mistake(
-            expects_groups,
+            edit("-(-columns // group_size) != groups", "columns % group_size"),
+            "with an error where the last group is shorter; it may be",
+        ),
+        Mistake(
+            edit("-(-columns // group_size) != groups", "columns // group_size != groups"),
+            "with columns // group_size groups; a shorter last group counts too, so round up",
+        ),
+        Mistake(
+            edit("ValueError(f", "AssertionError(f", "ValueError(\n", "AssertionError(\n"),
+            "with an assert; the text asks for a ValueError",
+        ),
+        Mistake(
+            edit("if group_size is None", "if False", OTHER_COUNT, "if False"),
+            "with a group size taken for granted; without it the groups are of equal size",
+        ),
+        Mistake(
+            edit(
+                "ndim, 1):\n        return qparam",
+                "ndim, 1):\n        return torch.as_tensor(qparam).expand(tensor.shape)",
+                "[-1]):\n        return qparam",
+                "[-1]):\n        return qparam.expand(tensor.shape)",
+            ),
+            "with every scale spread out; what broadcasts already comes back as it is",
+        ),
+        Mistake(
+            edit("in (1, tensor.shape[-1])", "== tensor.shape[-1]"),
+            "with a scale per row spread out too; it broadcasts as it is",
+        ),
+        Mistake(
+            edit("not isinstance(qparam, torch.Tensor) or ", ""),
+            "with a scale that is a plain number treated as a tensor; it comes back as it is",
+        ),
+        Mistake(
+            edit("not isinstance(qparam, torch.Tensor) or qparam.ndim", "len(qparam.shape)"),
+            "with the shape of a plain number, which has none; it comes back as it is",
+        ),
+        Mistake(
+            edit("    if not", "    rows, groups = qparam.shape\n    if not"),
+            "with two dimensions taken for granted; a single scale has none",
+        ),
+        Mistake(
+            edit("qparam.shape[-1] in (1, tensor.shape[-1])", "False", UNEQUAL, "if False", OTHER_COUNT, "if False"),
             "with every matrix of scales taken for a scale per group; one per row or column has a 1 in its shape",
         ),
         Mistake(
-            takes_a_single_row_for_a_scale_per_column,
+            edit("(1, tensor.shape[-1])", "(1, tensor.shape[-1]) or qparam.shape[0] == 1"),
             "when one row of scales is taken for a scale per column; a matrix of one row may have groups, too",
         ),
-        Mistake(changes_nothing, "with the scales as they came: two scales a row do not broadcast against six columns"),
-        Mistake(makes_a_float, "with a result in float; zero points stay int8"),
-        Mistake(multiplies, "with the tensor multiplied in; only its shape matters here"),
-        Mistake(adds_a_dimension, "with a dimension added, which fits the groups and not the columns"),
         Mistake(
-            interpolates,
+            edit("    if not", "    return qparam\n    if not"),
+            "with the scales as they came: two scales a row do not broadcast against six columns",
+        ),
+        Mistake(
+            edit("return qparam.rep", "return qparam.float().rep"), "with a result in float; zero points stay int8"
+        ),
+        Mistake(edit(":columns]", ":columns] * tensor"), "with the tensor multiplied in; only its shape matters here"),
+        Mistake(
+            edit(SPREAD, "qparam.unsqueeze(-1)"), "with a dimension added, which fits the groups and not the columns"
+        ),
+        Mistake(
+            edit(SPREAD, "qparam[:, torch.arange(columns) * groups // columns]"),
             "with the scales stretched evenly over the columns; each covers group_size of them, the last one the rest",
         ),
     ],
+    equivalent=dict.fromkeys(
+        [
+            "max(tensor.ndim, 1) -> max(tensor.ndim, 2)",
+            "max(tensor.ndim, 1) -> max(tensor.ndim, 0)",
+            "qparam.shape[-1] -> qparam.shape[1]",
+            "tensor.shape[-1] -> tensor.shape[1]",
+            "columns, groups = (tensor.shape[-1], qparam.shape[-1]) -> columns, groups = (tensor.shape[1], qparam.shape[-1])",
+            "columns, groups = (tensor.shape[-1], qparam.shape[-1]) -> columns, groups = (tensor.shape[-1], qparam.shape[1])",
+            "qparam.repeat_interleave(group_size, dim=-1) -> qparam.repeat_interleave(group_size, dim=1)",
+        ],
+        "the tensor has two dimensions, rows and columns, of which the last is number 1",
+    ),
     hints=[
         "Column c belongs to group c // group_size. Each scale has to stand group_size times side by side, in its row.",
         "Three steps: give back what broadcasts already (no tensor, too few dimensions, 1 or all columns in the last one); "

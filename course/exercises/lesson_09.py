@@ -1,12 +1,10 @@
 """Exercises of lesson 9: quantizing weights and activations for inference."""
 
-import copy
-
 import torch
 
-from course.exercises.exercise import Case, Exercise, Mistake, Property
+from course.exercises.exercise import Case, Exercise, Property
 from course.exercises.judge import kind
-from qlib.affine import quant_range
+from course.exercises.mistakes import Mistake, edit
 from qlib.linear import integer_linear
 from qlib.methods.static import fuse_conv_bn, requantize
 from qlib.observers import MovingAverage
@@ -26,124 +24,20 @@ def integers(rows, columns, step):
 # The course's layer: its input is on marks 85 apart, its weight is asymmetric here.
 X = int8([[-43, 42, 127]])
 W = int8([[-128, -74, 21], [-98, 10, 95], [9, 78, 127]])
-# Products of one sign pile up: 300 of them are far beyond int16.
-LONG_X, LONG_W = integers(2, 300, 7).abs().clamp(max=127), integers(4, 300, 11).abs().clamp(max=127)
 
 
-def sums(x, w):
-    """The raw products and the two sums of a right answer, for the mistakes below to spoil in one place each."""
-    x, w = x.to(torch.int32), w.to(torch.int32)
-    return x @ w.T, x.sum(-1, keepdim=True).to(torch.int32), w.sum(-1).to(torch.int32)
+# Pieces of the key.
+INT32 = "x.to(torch.int32), w.to(torch.int32)"
+OFF_W, OFF_X, CONSTANT = (
+    " - x_zero_point * w_sums",
+    " - w_zero_point * x_sums",
+    " + inputs * x_zero_point * w_zero_point",
+)
 
 
-def forgets_the_zero_points(x, x_zero_point, w, w_zero_point):
-    return sums(x, w)[0]
-
-
-def forgets_the_constant(x, x_zero_point, w, w_zero_point):
-    products, x_sums, w_sums = sums(x, w)
-    return products - x_zero_point * w_sums - w_zero_point * x_sums
-
-
-def subtracts_the_constant(x, x_zero_point, w, w_zero_point):
-    return forgets_the_constant(x, x_zero_point, w, w_zero_point) - x.shape[-1] * x_zero_point * w_zero_point
-
-
-def forgets_to_count_the_inputs(x, x_zero_point, w, w_zero_point):
-    return forgets_the_constant(x, x_zero_point, w, w_zero_point) + x_zero_point * w_zero_point
-
-
-def counts_the_outputs(x, x_zero_point, w, w_zero_point):
-    return forgets_the_constant(x, x_zero_point, w, w_zero_point) + w.shape[0] * x_zero_point * w_zero_point
-
-
-def counts_the_rows(x, x_zero_point, w, w_zero_point):
-    return forgets_the_constant(x, x_zero_point, w, w_zero_point) + x.shape[0] * x_zero_point * w_zero_point
-
-
-def adds_the_sum_of_the_weights(x, x_zero_point, w, w_zero_point):
-    return integer_linear(x, x_zero_point, w, w_zero_point) + 2 * x_zero_point * sums(x, w)[2]
-
-
-def adds_the_sum_of_the_inputs(x, x_zero_point, w, w_zero_point):
-    return integer_linear(x, x_zero_point, w, w_zero_point) + 2 * w_zero_point * sums(x, w)[1]
-
-
-def adds_all_corrections(x, x_zero_point, w, w_zero_point):
-    products, x_sums, w_sums = sums(x, w)
-    return products + x_zero_point * w_sums + w_zero_point * x_sums + x.shape[-1] * x_zero_point * w_zero_point
-
-
-def swaps_the_zero_points(x, x_zero_point, w, w_zero_point):
-    return integer_linear(x, w_zero_point, w, x_zero_point)
-
-
-def forgets_the_weights_zero_point(x, x_zero_point, w, w_zero_point):
-    return integer_linear(x, x_zero_point, w, 0)
-
-
-def forgets_the_inputs_zero_point(x, x_zero_point, w, w_zero_point):
-    return integer_linear(x, 0, w, w_zero_point)
-
-
-def corrects_by_the_mean(x, x_zero_point, w, w_zero_point):
-    products, x_sums, w_sums = sums(x, w)
-    count = x.shape[-1]
-    return products - x_zero_point * w_sums // count - w_zero_point * x_sums // count + x_zero_point * w_zero_point
-
-
-def multiplies_in_int8(x, x_zero_point, w, w_zero_point):
-    _, x_sums, w_sums = sums(x, w)
-    products = (x @ w.T).to(torch.int32)
-    return products - x_zero_point * w_sums - w_zero_point * x_sums + x.shape[-1] * x_zero_point * w_zero_point
-
-
-def accumulates_in_int16(x, x_zero_point, w, w_zero_point):
-    return integer_linear(x, x_zero_point, w, w_zero_point).to(torch.int16).to(torch.int32)
-
-
-def subtracts_in_int8(x, x_zero_point, w, w_zero_point):
-    return (x - int8(x_zero_point)).to(torch.int32) @ (w - int8(w_zero_point)).to(torch.int32).T
-
-
-def never_transposes(x, x_zero_point, w, w_zero_point):
-    _, x_sums, w_sums = sums(x, w)
-    products = x.to(torch.int32) @ w.to(torch.int32)
-    return products - x_zero_point * w_sums - w_zero_point * x_sums + x.shape[-1] * x_zero_point * w_zero_point
-
-
-def sums_the_weights_over_the_outputs(x, x_zero_point, w, w_zero_point):
-    products, x_sums, _ = sums(x, w)
-    w_sums = w.to(torch.int32).sum(0)
-    return products - x_zero_point * w_sums - w_zero_point * x_sums + x.shape[-1] * x_zero_point * w_zero_point
-
-
-def sums_the_inputs_over_the_batch(x, x_zero_point, w, w_zero_point):
-    products, _, w_sums = sums(x, w)
-    x_sums = x.to(torch.int32).sum(0)
-    return products - x_zero_point * w_sums - w_zero_point * x_sums + x.shape[-1] * x_zero_point * w_zero_point
-
-
-def leaves_the_sum_of_the_inputs_a_row(x, x_zero_point, w, w_zero_point):
-    products, x_sums, w_sums = sums(x, w)
-    constant = x.shape[-1] * x_zero_point * w_zero_point
-    return products - x_zero_point * w_sums - w_zero_point * x_sums.squeeze(-1) + constant
-
-
-def sums_everything(x, x_zero_point, w, w_zero_point):
-    x_sums, w_sums = x.to(torch.int32).sum(), w.to(torch.int32).sum()
-    corrections = x.shape[-1] * x_zero_point * w_zero_point - x_zero_point * w_sums - w_zero_point * x_sums
-    return sums(x, w)[0] + corrections
-
-
-def stays_in_float(x, x_zero_point, w, w_zero_point):
-    return (x.float() - x_zero_point) @ (w.float() - w_zero_point).T
-
-
-def works_in_place(x, x_zero_point, w, w_zero_point):
-    result = integer_linear(x, x_zero_point, w, w_zero_point)
-    x.sub_(x_zero_point)
-    return result
+def positive_integers(rows, columns, step):
+    """Integers from 0 to 127. Products of one sign pile up, and no accumulator that is too short hides it."""
+    return integers(rows, columns, step).abs().clamp(max=127)
 
 
 def as_int32(answer, *args):
@@ -153,13 +47,13 @@ def as_int32(answer, *args):
     return result.to(torch.int32) if whole else result
 
 
+def sums_of(label, *args):
+    return Case(label, args, use=as_int32)
+
+
 def how_summed(args, index):
-    x, x_zero_point, w, w_zero_point = args
-    products, x_sums, w_sums = sums(x, w)
-    return (
-        f"products {products[index].item()}, sum of the inputs {x_sums[(*index[:-1], 0)].item()}, "
-        f"of the weights {w_sums[index[-1]].item()}"
-    )
+    row, output = args[0][index[:-1]].long(), args[2][index[-1]].long()
+    return f"products {row @ output}, sum of the inputs {row.sum()}, of the weights {output.sum()}"
 
 
 INTEGER_LINEAR = Exercise(
@@ -167,60 +61,103 @@ INTEGER_LINEAR = Exercise(
     name="integer_linear",
     key=integer_linear,
     cases=[
-        Case("the course's layer, zero points -128 and -5", (X, -128, W, -5), use=as_int32),
-        Case("three rows, zero points -128 and -5", (integers(3, 3, 37), -128, W, -5), use=as_int32),
-        Case("300 inputs and zero points of 0", (LONG_X, 0, LONG_W, 0), use=as_int32),
-        Case("7 inputs, 2 outputs, zero points 9 and 3", (integers(4, 7, 29), 9, integers(2, 7, 53), 3), use=as_int32),
-        Case(
-            "a batch of three dimensions",
-            (integers(6, 4, 29).reshape(2, 3, 4), -17, integers(5, 4, 53), 40),
-            use=as_int32,
-        ),
+        sums_of("the course's layer, zero points -128 and -5", X, -128, W, -5),
+        sums_of("three rows, zero points -128 and -5", integers(3, 3, 37), -128, W, -5),
+        sums_of("300 inputs and zero points of 0", positive_integers(2, 300, 7), 0, positive_integers(4, 300, 11), 0),
+        sums_of("7 inputs, 2 outputs, zero points 9 and 3", integers(4, 7, 29), 9, integers(2, 7, 53), 3),
+        sums_of("a batch of three dimensions", integers(6, 4, 29).reshape(2, 3, 4), -17, integers(5, 4, 53), 40),
+        sums_of("5,001 inputs", positive_integers(2, 5001, 7), 0, positive_integers(4, 5001, 11), 0),
     ],
     mistakes=[
-        Mistake(forgets_the_zero_points, "with the products alone; both zero points have to be taken off"),
+        Mistake(edit(OFF_W + OFF_X + CONSTANT, ""), "with the products alone; both zero points have to be taken off"),
+        Mistake(edit(CONSTANT, ""), "without the last term, K times both zero points: K is how many inputs there are"),
+        Mistake(edit(OFF_X + CONSTANT, ""), "without the weight's zero point"),
+        Mistake(edit(OFF_W, "", CONSTANT, ""), "without the input's zero point"),
+        Mistake(edit(OFF_W, ""), "without the term that takes the sum of the weights"),
+        Mistake(edit(OFF_X, ""), "without the term that takes the sum of the inputs"),
+        Mistake(edit("- x_zero_point", "+ x_zero_point"), "with the sum of the weights added; its sign is minus"),
+        Mistake(edit("- w_zero_point", "+ w_zero_point"), "with the sum of the inputs added; its sign is minus"),
+        Mistake(edit("- x", "+ x", "- w", "+ w"), "with every correction added; only the last one has a plus"),
+        Mistake(edit("+ inputs", "- inputs"), "with the last term subtracted; minus times minus is plus"),
+        Mistake(edit("inputs * ", ""), "with the product of the zero points once; the sum has one for each input"),
         Mistake(
-            forgets_the_constant, "without the last term, K times both zero points: K is how many inputs there are"
-        ),
-        Mistake(subtracts_the_constant, "with the last term subtracted; minus times minus is plus"),
-        Mistake(
-            forgets_to_count_the_inputs, "with the product of the zero points once; the sum has one for each input"
-        ),
-        Mistake(counts_the_outputs, "with K taken for the number of outputs; it is the number of inputs in a sum"),
-        Mistake(counts_the_rows, "with K taken for the number of rows, `len(x)`; it is the number of inputs in a sum"),
-        Mistake(adds_the_sum_of_the_weights, "with the sum of the weights added; its sign is minus"),
-        Mistake(adds_the_sum_of_the_inputs, "with the sum of the inputs added; its sign is minus"),
-        Mistake(adds_all_corrections, "with every correction added; only the last one has a plus"),
-        Mistake(
-            swaps_the_zero_points,
-            "with the zero points swapped; the input's goes with the sum of the weights, the weight's with that of the "
-            "inputs",
-        ),
-        Mistake(forgets_the_weights_zero_point, "without the weight's zero point"),
-        Mistake(forgets_the_inputs_zero_point, "without the input's zero point"),
-        Mistake(corrects_by_the_mean, "with means in place of sums in the corrections"),
-        Mistake(multiplies_in_int8, "with the matrix product done in int8, where every sum wraps around"),
-        Mistake(accumulates_in_int16, "with an accumulator of 16 bits; three hundred products need more"),
-        Mistake(
-            subtracts_in_int8, "with the zero points subtracted in int8, where 127 - (-128) does not fit and wraps"
-        ),
-        Mistake(never_transposes, "without the transpose; a row of the weight belongs to an output"),
-        Mistake(
-            sums_the_weights_over_the_outputs,
-            "with the weights summed over the outputs; sum each row, over its inputs",
+            edit("x.shape[-1]", "w.shape[0]"), "with K taken for the number of outputs; it counts the inputs in a sum"
         ),
         Mistake(
-            sums_the_inputs_over_the_batch,
+            edit("x.shape[-1]", "x.shape[0]"), "with K taken for the number of rows, `len(x)`; it counts the inputs"
+        ),
+        Mistake(edit("x.shape[-1]", "x.numel()"), "with K taken for all the numbers in x; a sum has one row of them"),
+        Mistake(
+            edit("x.shape[-1]", "x.shape[1]"), "with `x.shape[1]` for K; in a larger batch the inputs lie along -1"
+        ),
+        Mistake(
+            edit(OFF_W + OFF_X, " - w_zero_point * w_sums - x_zero_point * x_sums"),
+            "with the zero points swapped; the input's goes with the sum of the weights, the weight's with the inputs'",
+        ),
+        Mistake(
+            edit("* w_sums", "* w_sums // inputs", "* x_sums", "* x_sums // inputs", "+ inputs *", "+"),
+            "with means in place of sums in the corrections",
+        ),
+        Mistake(
+            edit("x @ w.T", "x.to(torch.int8) @ w.T.to(torch.int8)"),
+            "with the matrix product done in int8, where every sum wraps around",
+        ),
+        Mistake(
+            edit(INT32, INT32.replace("int32", "int16")),
+            "with an accumulator of 16 bits; three hundred products need more",
+        ),
+        Mistake(
+            edit(INT32, "(x - x_zero_point).int(), (w - w_zero_point).int()\n    x_zero_point = w_zero_point = 0"),
+            "with the zero points subtracted in int8, where 127 - (-128) does not fit and wraps",
+        ),
+        Mistake(
+            edit(INT32, "x.sub_(x_zero_point).int(), w.sub_(w_zero_point).int()\n    x_zero_point = w_zero_point = 0"),
+            "with an operation in place on the input, which is int8 and wraps around",
+        ),
+        Mistake(
+            edit("x @ w.T" + OFF_W, "(x - x_zero_point) @ (w - w_zero_point).T" + OFF_W),
+            "with the zero points taken off twice: before the product, and by the corrections after it",
+        ),
+        Mistake(edit("w.T", "w"), "without the transpose; a row of the weight belongs to an output"),
+        Mistake(edit("x @ w.T", "x * w"), "with an elementwise product; `@` multiplies and adds up"),
+        Mistake(edit("x @ w.T", "w @ x.T"), "with the weight on the left; a row of x makes a row of the result"),
+        Mistake(edit("w.sum(-1", "w.sum(0"), "with the weights summed over the outputs; sum each row, over its inputs"),
+        Mistake(
+            edit("w.sum(-1", "w.sum(-1, keepdim=True"),
+            "with the sums of the weights in a column; there is one for each output, and outputs lie along a row",
+        ),
+        Mistake(
+            edit("x.sum(-1, keepdim=True", "x.sum(0"),
             "with the inputs summed over the batch; sum each row, and keep its dimension so that it broadcasts",
         ),
         Mistake(
-            leaves_the_sum_of_the_inputs_a_row,
+            edit("x.sum(-1", "x.sum(1"), "with the inputs summed over dimension 1; in a larger batch they lie along -1"
+        ),
+        Mistake(
+            edit("keepdim=True, ", ""),
             "with the sums of the inputs laid along the outputs; `keepdim=True` makes them a column, one for each row",
         ),
-        Mistake(sums_everything, "with one sum over the whole tensor; each row has a sum of its own"),
-        Mistake(stays_in_float, "with the product done in float32; the point is to stay in integers"),
-        Mistake(works_in_place, "with an operation in place on the input"),
+        Mistake(edit("x.sum(-1, keepdim=True, ", "x.sum("), "with one sum over all the inputs; each row has its own"),
+        Mistake(edit("w.sum(-1, ", "w.sum("), "with one sum over all the weights; each output has its own"),
+        Mistake(
+            edit("x.sum(-1, keepdim=True, ", "x.sum(", "w.sum(-1, ", "w.sum("),
+            "with one sum over the whole tensor; each row has a sum of its own",
+        ),
+        Mistake(
+            edit(INT32, "x.float(), w.float()"), "with the product done in float32; the point is to stay in integers"
+        ),
+        Mistake(
+            edit("x @ w.T", "(x.float() @ w.float().T).to(torch.int32)"),
+            "with float32 on the way, whose 24 binary digits do not hold every sum; stay in integers",
+        ),
     ],
+    equivalent={
+        "x.sum(-1, keepdim=True, dtype=torch.int32) -> x.sum(-1, keepdim=True)": "a sum of int32 is int64: wide enough",
+        "w.sum(-1, dtype=torch.int32) -> w.sum(-1)": "a sum of int32 is int64: wide enough",
+        "torch.int32 -> torch.int64 (again) (again)": "the sums of the inputs may be int64 as well",
+        "torch.int32 -> torch.int64 (again) (again) (again)": "the sums of the weights may be int64 as well",
+        "-1 -> 1 (again)": "the last dimension of a weight is dimension 1",
+    },
     hints=[
         "Multiply out (x - a)(w - b) for one pair, then sum each of the four terms over the inputs.",
         "Σxw - a Σw - b Σx + K a b, with a and b the zero points of x and w, and K the number of inputs.",
@@ -235,82 +172,6 @@ INTEGER_LINEAR = Exercise(
 
 SUMS = torch.tensor([[-15555, 20145, 48960], [0, 9000, -700], [100000, -100000, 31000]], dtype=torch.int32)
 ROW_SCALES = torch.tensor([0.016275, 0.008, 0.0021])
-
-
-def solves(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8, rounding=torch.round):
-    qmin, qmax = quant_range(bits)
-    return rounding(accumulator * (x_scale * w_scale / y_scale) + y_zero_point).clamp(qmin, qmax).to(torch.int8)
-
-
-def floors(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
-    return solves(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits, torch.floor)
-
-
-def truncates(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
-    return solves(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits, torch.trunc)
-
-
-def never_clamps(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
-    q = torch.round(accumulator * (x_scale * w_scale / y_scale) + y_zero_point)
-    return q.to(torch.int64).to(torch.int8)
-
-
-def clamps_before_it_adds(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
-    q = torch.round(accumulator * (x_scale * w_scale / y_scale)).clamp(*quant_range(bits)) + y_zero_point
-    return q.to(torch.int64).to(torch.int8)
-
-
-def clamps_to_8_bits(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
-    return solves(accumulator, x_scale, w_scale, y_scale, y_zero_point)
-
-
-def forgets_the_zero_point(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
-    return solves(accumulator, x_scale, w_scale, y_scale, 0, bits)
-
-
-def subtracts_the_zero_point(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
-    return solves(accumulator, x_scale, w_scale, y_scale, -y_zero_point, bits)
-
-
-def adds_before_it_scales(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
-    return solves(accumulator + y_zero_point, x_scale, w_scale, y_scale, 0, bits)
-
-
-def forgets_the_new_scale(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
-    return solves(accumulator, x_scale, w_scale, 1.0, y_zero_point, bits)
-
-
-def multiplies_by_the_new_scale(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
-    return solves(accumulator, x_scale, w_scale, 1 / y_scale, y_zero_point, bits)
-
-
-def turns_the_multiplier_over(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
-    return solves(accumulator, 1 / x_scale, 1 / w_scale, 1 / y_scale, y_zero_point, bits)
-
-
-def forgets_the_inputs_scale(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
-    return solves(accumulator, 1.0, w_scale, y_scale, y_zero_point, bits)
-
-
-def forgets_the_weights_scale(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
-    return solves(accumulator, x_scale, 1.0, y_scale, y_zero_point, bits)
-
-
-def scales_the_rows(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
-    w_scale = w_scale.reshape(-1, 1) if isinstance(w_scale, torch.Tensor) else w_scale
-    return solves(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits)
-
-
-def casts_first(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
-    return solves(accumulator.to(torch.int8), x_scale, w_scale, y_scale, y_zero_point, bits)
-
-
-def stays_real(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
-    return accumulator * (x_scale * w_scale)
-
-
-def stays_in_int32(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits=8):
-    return solves(accumulator, x_scale, w_scale, y_scale, y_zero_point, bits).to(torch.int32)
 
 
 def how_requantized(args, index):
@@ -335,30 +196,68 @@ REQUANTIZE = Exercise(
         Case("small sums and coarse scales", (torch.tensor([[-41, 3], [24, 9]], dtype=torch.int32), 0.5, 0.5, 0.2, 7)),
     ],
     mistakes=[
-        Mistake(floors, "with floor in place of round"),
-        Mistake(truncates, "with no round before the cast, which cuts off the decimals"),
-        Mistake(never_clamps, "with no clamp before the cast: what lies outside the range wraps around"),
+        Mistake(edit("torch.round", "torch.floor"), "with floor in place of round"),
+        Mistake(edit("torch.round", ""), "with no round before the cast, which cuts off the decimals"),
+        Mistake(edit("torch.round(", "(0.5 + "), "with a half added and the decimals cut off, which is wrong below 0"),
         Mistake(
-            clamps_before_it_adds, "with the clamp before the zero point is added; clamp what you cast, at the end"
+            edit("clamp(qmin, qmax)", "to(torch.int64)"),
+            "with no clamp before the cast: what lies outside the range wraps around",
         ),
-        Mistake(clamps_to_8_bits, "with a clamp to -128 and 127 whatever the bits; the range is quant_range(bits)"),
-        Mistake(forgets_the_zero_point, "without the zero point of the result"),
-        Mistake(subtracts_the_zero_point, "with the zero point subtracted; this is the way in, where it is added"),
         Mistake(
-            adds_before_it_scales, "with the zero point added before the scaling; it counts integers of the result"
+            edit("clamp(qmin, qmax).to(torch.int8)", "to(torch.int64).to(torch.int8).clamp(qmin, qmax)"),
+            "with the clamp after the cast, when the values have wrapped around already",
         ),
-        Mistake(forgets_the_new_scale, "without the scale of the result: the sums are real numbers then, not steps"),
         Mistake(
-            multiplies_by_the_new_scale,
+            edit(" + y_zero_point", "", "clamp(qmin, qmax)", "clamp(qmin, qmax).add(y_zero_point).to(torch.int64)"),
+            "with the clamp before the zero point is added; clamp what you cast, at the end",
+        ),
+        Mistake(
+            edit("(bits)", "(8)"), "with a clamp to -128 and 127 whatever the bits; the range is quant_range(bits)"
+        ),
+        Mistake(
+            edit("clamp(qmin", "clamp(-qmax"), "with a clamp to -qmax and qmax; the range starts at qmin, one lower"
+        ),
+        Mistake(
+            edit("clamp(qmin, qmax).to(torch.int8)", "clamp(0, 2**bits - 1).to(torch.uint8)"),
+            "with an unsigned range; ours is signed, quant_range(bits)",
+        ),
+        Mistake(edit("qmax)", "qmax + 1).to(torch.int16)"), "with an upper end of 2^(bits - 1); it is one less, qmax"),
+        Mistake(edit(" + y_zero_point", ""), "without the zero point of the result"),
+        Mistake(edit("+ y_zero", "- y_zero"), "with the zero point subtracted; this is the way in, where it is added"),
+        Mistake(
+            edit("accumulator * multiplier + y_zero_point", "(accumulator + y_zero_point) * multiplier"),
+            "with the zero point added before the scaling; it counts integers of the result",
+        ),
+        Mistake(edit(" / y_scale", ""), "without the scale of the result: the sums are real numbers then, not steps"),
+        Mistake(
+            edit("/ y_scale", "* y_scale"),
             "with a multiplication by the result's scale; divide by it, to count how many of its steps fit",
         ),
-        Mistake(turns_the_multiplier_over, "with the multiplier upside down"),
-        Mistake(forgets_the_inputs_scale, "without the scale of the input"),
-        Mistake(forgets_the_weights_scale, "without the scale of the weight"),
-        Mistake(scales_the_rows, "with the weight's scales along the rows; they belong to the outputs, the columns"),
-        Mistake(casts_first, "with a cast to int8 before the scaling, when the sums do not fit into it yet"),
-        Mistake(stays_real, "with the real numbers that the sums stand for; they still have to be quantized"),
-        Mistake(stays_in_int32, "without the cast to int8 at the end"),
+        Mistake(edit("accumulator *", "accumulator /"), "with the multiplier upside down"),
+        Mistake(edit("= x_scale * ", "= "), "without the scale of the input"),
+        Mistake(edit(" * w_scale", ""), "without the scale of the weight"),
+        Mistake(
+            edit("* w_scale", "* torch.as_tensor(w_scale).reshape(-1, 1)"),
+            "with the weight's scales along the rows; they belong to the outputs, the columns",
+        ),
+        Mistake(
+            edit("* w_scale", "* torch.as_tensor(w_scale).max()"),
+            "with the largest of the weight's scales for all outputs; each output has its own",
+        ),
+        Mistake(
+            edit("accumulator *", "accumulator.to(torch.int8) *"),
+            "with a cast to int8 before the scaling, when the sums do not fit into it yet",
+        ),
+        Mistake(
+            edit("accumulator * multiplier", "accumulator.mul_(multiplier)"),
+            "with an operation in place on the sums: they are int32 and cannot hold the product with a float",
+        ),
+        Mistake(
+            edit(" / y_scale", "", "torch.round(", "(", " + y_zero_point).clamp(qmin, qmax).to(torch.int8)", ")"),
+            "with the real numbers that the sums stand for; they still have to be quantized",
+        ),
+        Mistake(edit(".to(torch.int8)", ""), "without the cast to int8 at the end"),
+        Mistake(edit(".to(torch.int8)", ".to(torch.int32)"), "with a cast to int32 at the end; the result is int8"),
     ],
     hints=[
         "Which real number does a sum stand for? And which integer stands for that number on the result's ruler?",
@@ -403,102 +302,6 @@ def weight_and_bias(answer, conv, bn):
     return fused.weight.detach(), fused.bias.detach()
 
 
-def folds(conv, bn, factor=None, weight=None, bias=None):
-    """The right answer, for the mistakes below to spoil in one place each."""
-    factor = bn.weight / torch.sqrt(bn.running_var + bn.eps) if factor is None else factor
-    old = 0 if conv.bias is None else conv.bias
-    fused = copy.deepcopy(conv)
-    fused.weight = torch.nn.Parameter(conv.weight * factor.reshape(-1, 1, 1, 1) if weight is None else weight)
-    fused.bias = torch.nn.Parameter(bn.bias + (old - bn.running_mean) * factor if bias is None else bias)
-    return fused
-
-
-def factor_of(bn):
-    return bn.weight / torch.sqrt(bn.running_var + bn.eps)
-
-
-def bias_of(conv):
-    return 0 if conv.bias is None else conv.bias
-
-
-def forgets_eps(conv, bn):
-    return folds(conv, bn, bn.weight / torch.sqrt(bn.running_var))
-
-
-def adds_eps_to_the_root(conv, bn):
-    return folds(conv, bn, bn.weight / (torch.sqrt(bn.running_var) + bn.eps))
-
-
-def divides_by_the_variance(conv, bn):
-    return folds(conv, bn, bn.weight / (bn.running_var + bn.eps))
-
-
-def multiplies_by_the_deviation(conv, bn):
-    return folds(conv, bn, bn.weight * torch.sqrt(bn.running_var + bn.eps))
-
-
-def forgets_gamma(conv, bn):
-    return folds(conv, bn, 1 / torch.sqrt(bn.running_var + bn.eps))
-
-
-def forgets_the_mean(conv, bn):
-    return folds(conv, bn, bias=bn.bias + bias_of(conv) * factor_of(bn))
-
-
-def adds_the_mean(conv, bn):
-    return folds(conv, bn, bias=bn.bias + (bias_of(conv) + bn.running_mean) * factor_of(bn))
-
-
-def forgets_beta(conv, bn):
-    return folds(conv, bn, bias=(bias_of(conv) - bn.running_mean) * factor_of(bn))
-
-
-def forgets_the_convs_bias(conv, bn):
-    return folds(conv, bn, bias=bn.bias - bn.running_mean * factor_of(bn))
-
-
-def leaves_the_convs_bias_unscaled(conv, bn):
-    return folds(conv, bn, bias=bn.bias + bias_of(conv) - bn.running_mean * factor_of(bn))
-
-
-def leaves_the_mean_unscaled(conv, bn):
-    return folds(conv, bn, bias=bn.bias + bias_of(conv) * factor_of(bn) - bn.running_mean)
-
-
-def scales_beta_too(conv, bn):
-    return folds(conv, bn, bias=(bn.bias + bias_of(conv) - bn.running_mean) * factor_of(bn))
-
-
-def leaves_the_weight(conv, bn):
-    return folds(conv, bn, weight=conv.weight.clone())
-
-
-def scales_the_input_channels(conv, bn):
-    return folds(conv, bn, weight=conv.weight * factor_of(bn).reshape(1, -1, 1, 1))
-
-
-def scales_the_last_dimension(conv, bn):
-    return folds(conv, bn, weight=conv.weight * factor_of(bn))
-
-
-def works_in_place_on_conv(conv, bn):
-    fused = folds(conv, bn)
-    conv.weight.copy_(fused.weight)
-    return fused
-
-
-def loses_the_geometry(conv, bn):
-    fused = torch.nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size)
-    fused.weight, fused.bias = folds(conv, bn).weight, folds(conv, bn).bias
-    return fused
-
-
-def loses_the_dilation(conv, bn):
-    fused = folds(conv, bn)
-    fused.dilation = (1, 1)
-    return fused
-
-
 def does_what_both_do(answer):
     """On a picture, the folded layer gives what the two layers give one after the other, its stride included."""
     for geometry in ({"stride": 2, "padding": 1}, {"padding": 1, "dilation": 2}):
@@ -522,10 +325,19 @@ def size_of(picture):
     return " x ".join(str(size) for size in picture.shape[2:])
 
 
+# Pieces of the key, and a layer that takes the place of its copy.
+CONV_BIAS, SHIFT, COPY = (
+    "0 if conv.bias is None else conv.bias",
+    "(bias - bn.running_mean) * factor",
+    "copy.deepcopy(conv)",
+)
+NEW_CONV = "torch.nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size"
+
+
 def how_folded(args, index):
-    _, bn = args
-    scale = factor_of(bn)[index[0]].item()
-    return f"gamma / sqrt(var + eps) of channel {index[0]} is {scale:.4g}"
+    bn, channel = args[1], index[0]
+    factor = bn.weight[channel] / torch.sqrt(bn.running_var[channel] + bn.eps)
+    return f"gamma / sqrt(var + eps) of channel {channel} is {factor.item():.4g}"
 
 
 FUSE_CONV_BN = Exercise(
@@ -538,33 +350,73 @@ FUSE_CONV_BN = Exercise(
     ],
     properties=[Property(does_what_both_do)],
     mistakes=[
-        Mistake(forgets_eps, "without eps under the root"),
-        Mistake(adds_eps_to_the_root, "with eps added to the root; it belongs under it, beside the variance"),
-        Mistake(divides_by_the_variance, "with the variance where its root should be"),
-        Mistake(multiplies_by_the_deviation, "with a multiplication by the deviation; a batch norm divides by it"),
-        Mistake(forgets_gamma, "without gamma, the batch norm's weight"),
-        Mistake(forgets_the_mean, "without the running mean"),
-        Mistake(adds_the_mean, "with the running mean added; a batch norm subtracts it"),
-        Mistake(forgets_beta, "without beta, the batch norm's bias"),
-        Mistake(forgets_the_convs_bias, "without the convolution's own bias"),
+        Mistake(edit(" + bn.eps", ""), "without eps under the root"),
         Mistake(
-            leaves_the_convs_bias_unscaled,
+            edit("torch.sqrt(bn.running_var + bn.eps)", "(torch.sqrt(bn.running_var) + bn.eps)"),
+            "with eps added to the root; it belongs under it, beside the variance",
+        ),
+        Mistake(edit("torch.sqrt", ""), "with the variance where its root should be"),
+        Mistake(edit("weight /", "weight *"), "with a multiplication by the deviation; a batch norm divides by it"),
+        Mistake(edit("bn.weight /", "1 /"), "without gamma, the batch norm's weight"),
+        Mistake(edit(" - bn.running_mean", ""), "without the running mean"),
+        Mistake(edit("- bn.running", "+ bn.running"), "with the running mean added; a batch norm subtracts it"),
+        Mistake(edit("bn.bias + ", ""), "without beta, the batch norm's bias"),
+        Mistake(edit("bn.bias + (bias", "(bn.bias + bias"), "with beta scaled as well; it is added at the very end"),
+        Mistake(
+            edit("bn.bias", "bn.running_mean", "- bn.running_mean", "- bn.bias"),
+            "with beta and the running mean in each other's place",
+        ),
+        Mistake(edit(CONV_BIAS, "0"), "without the convolution's own bias"),
+        Mistake(edit(CONV_BIAS, "conv.bias"), "with no thought of a conv without a bias: its `conv.bias` is None"),
+        Mistake(
+            edit("conv.bias is None", "not conv.bias"), "with `if conv.bias`; a tensor has no answer, so ask `is None`"
+        ),
+        Mistake(
+            edit(SHIFT, "bias - bn.running_mean * factor"),
             "with the convolution's bias left unscaled; it goes through the batch norm like all else",
         ),
-        Mistake(leaves_the_mean_unscaled, "with the running mean left unscaled; it is subtracted before the division"),
-        Mistake(scales_beta_too, "with beta scaled as well; it is added at the very end"),
-        Mistake(leaves_the_weight, "with the weight left as it was"),
         Mistake(
-            scales_the_input_channels,
+            edit(SHIFT, "bias * factor - bn.running_mean"),
+            "with the running mean left unscaled; it is subtracted before the division",
+        ),
+        Mistake(
+            edit(SHIFT, "bias - bn.running_mean"), "with bias and running mean both left unscaled; f multiplies both"
+        ),
+        Mistake(edit(" * factor.reshape(-1, 1, 1, 1)", ""), "with the weight left as it was"),
+        Mistake(
+            edit("reshape(-1, 1,", "reshape(1, -1,"),
             "with the weight scaled along its input channels; dimension 0 holds the outputs, and the batch norm's",
         ),
         Mistake(
-            scales_the_last_dimension,
+            edit(".reshape(-1, 1, 1, 1)", ""),
             "with no reshape of the factor: it broadcasts along the last dimension, the kernel's width",
         ),
-        Mistake(works_in_place_on_conv, "with the conv or the batch norm itself changed; make a copy"),
-        Mistake(loses_the_geometry, "with a new Conv2d that has not the stride and the padding of the old one"),
-        Mistake(loses_the_dilation, "with a new Conv2d that has not the dilation of the old one"),
+        Mistake(
+            edit("weight = torch.nn.Parameter", "weight = "),
+            "with a plain tensor for the weight; wrap it in torch.nn.Parameter",
+        ),
+        Mistake(
+            edit("fused.bias = torch.nn.Parameter", "fused.bias = "),
+            "with a plain tensor for the bias; wrap it in torch.nn.Parameter",
+        ),
+        Mistake(
+            edit("fused.bias = torch.nn.Parameter", "fused.bias.data = "),
+            "with the `.data` of a bias that may be None; assign a torch.nn.Parameter",
+        ),
+        Mistake(
+            edit("fused.bias =", "if conv.bias is not None:\n        fused.bias ="),
+            "with a bias only where the conv had one; the batch norm's shift always needs one",
+        ),
+        Mistake(edit(COPY, "conv"), "with the conv or the batch norm itself changed; make a copy"),
+        Mistake(edit(COPY, NEW_CONV + ")"), "with a new Conv2d that has not the stride and the padding of the old one"),
+        Mistake(
+            edit(COPY, NEW_CONV + ", padding=conv.padding)"), "with a new Conv2d that has not the stride of the old one"
+        ),
+        Mistake(edit(COPY, NEW_CONV + ", conv.stride)"), "with a new Conv2d that has not the padding of the old one"),
+        Mistake(
+            edit(COPY, NEW_CONV + ", conv.stride, conv.padding)"),
+            "with a new Conv2d that has not the dilation of the old one",
+        ),
     ],
     parts=("weight", "bias"),
     hints=[
@@ -587,6 +439,11 @@ BATCHES = [
     torch.tensor([[-2.0, 0.9], [0.3, 12.0]]),
     torch.tensor([[-1.5, 2.4], [0.7, 1.9]]),
 ]
+IN_THREE_SHAPES = [BATCHES[0].double().flatten(), BATCHES[1].double(), BATCHES[2].double().reshape(1, 2, 1, 2)]
+
+
+# Pieces of the key: both ends of a batch, and the new average of one end.
+ENDS, SHARES = "low, high = tensor.amin(), tensor.amax()", "(1 - self.momentum) * self.{0} + self.momentum * {0}"
 
 
 def watched(answer, batches, **options):
@@ -595,97 +452,6 @@ def watched(answer, batches, **options):
     for batch in batches:
         observer.observe(batch)
     return observer.range()
-
-
-class SwapsTheShares(MovingAverage):
-    def __init__(self, momentum=0.1):
-        super().__init__(1 - momentum)
-
-
-class StartsAtZero(MovingAverage):
-    def __init__(self, momentum=0.1):
-        super().__init__(momentum)
-        self.low = self.high = torch.tensor(0.0)
-
-
-class TakesZeroForNothing(MovingAverage):
-    def observe(self, tensor):
-        if not self.low:
-            self.low = self.high = None
-        super().observe(tensor)
-
-
-class KeepsTheFirst(MovingAverage):
-    def observe(self, tensor):
-        if self.low is None:
-            super().observe(tensor)
-
-
-class KeepsTheLatest(MovingAverage):
-    def observe(self, tensor):
-        self.low, self.high = tensor.amin(), tensor.amax()
-
-
-class NeverForgets(MovingAverage):
-    def observe(self, tensor):
-        first = self.low is None
-        self.low = tensor.amin() if first else torch.minimum(self.low, tensor.amin())
-        self.high = tensor.amax() if first else torch.maximum(self.high, tensor.amax())
-
-
-class AveragesAllAlike(MovingAverage):
-    def __init__(self, momentum=0.1):
-        super().__init__(momentum)
-        self.count = 0
-
-    def observe(self, tensor):
-        self.count += 1
-        self.momentum = 1 / self.count
-        super().observe(tensor)
-
-
-class IgnoresTheMomentum(MovingAverage):
-    def __init__(self, momentum=0.1):
-        super().__init__(0.1)
-
-
-class AveragesTheMean(MovingAverage):
-    def observe(self, tensor):
-        super().observe(tensor.mean())
-
-
-class WatchesMagnitudes(MovingAverage):
-    def observe(self, tensor):
-        largest = tensor.abs().amax()
-        super().observe(torch.stack([-largest, largest]))
-
-
-class AddsWithoutTakingAway(MovingAverage):
-    def observe(self, tensor):
-        if self.low is None:
-            self.low, self.high = tensor.amin(), tensor.amax()
-        else:
-            self.low = self.low + self.momentum * tensor.amin()
-            self.high = self.high + self.momentum * tensor.amax()
-
-
-class UpdatesOnlyOutwards(MovingAverage):
-    def observe(self, tensor):
-        before = self.range()
-        super().observe(tensor)
-        if before[0] is not None:
-            self.low, self.high = torch.minimum(self.low, before[0]), torch.maximum(self.high, before[1])
-
-
-class SwapsTheEnds(MovingAverage):
-    def range(self):
-        return self.high, self.low
-
-
-class AveragesTwice(MovingAverage):
-    def observe(self, tensor):
-        super().observe(tensor)
-        super().observe(tensor)
 
 
 MOVING_AVERAGE = Exercise(
@@ -698,32 +464,92 @@ MOVING_AVERAGE = Exercise(
         Case("two batches and momentum 0.25", (BATCHES[:2],), {"momentum": 0.25}, use=watched),
         Case("four batches and momentum 0.25", (BATCHES,), {"momentum": 0.25}, use=watched),
         Case("batches that are all above 0", ([b.abs() + 1 for b in BATCHES],), use=watched),
-        Case(
-            "batches that come out of a ReLU, with 0 for the smallest number",
-            ([b.relu() for b in BATCHES],),
-            use=watched,
-        ),
+        Case("batches that come out of a ReLU, from 0 upwards", ([b.relu() for b in BATCHES],), use=watched),
+        Case("batches of float64 in three shapes", (IN_THREE_SHAPES,), use=watched),
     ],
     mistakes=[
         Mistake(
-            SwapsTheShares, "with the shares swapped: the newest batch has the share `momentum`, the past the rest"
+            edit("= momentum", "= 1 - momentum"),
+            "with the shares swapped: the newest batch has the share `momentum`, the past the rest",
         ),
-        Mistake(StartsAtZero, "with an average that starts at 0; the first batch is the average as it is"),
+        Mistake(edit("= None", "= 0"), "with an average that starts at 0; the first batch is the average as it is"),
         Mistake(
-            TakesZeroForNothing,
+            edit("self.low = self.high = None", "self.low, self.high = torch.inf, -torch.inf"),
+            "with an average that starts at infinity, and stays there; the first batch is the average as it is",
+        ),
+        Mistake(
+            edit("self.low is None", "not self.low"),
             "with `if not self.low` for the first batch: a low end of 0.0 is false as well; ask whether it is None",
         ),
-        Mistake(KeepsTheFirst, "with the first batch alone"),
-        Mistake(KeepsTheLatest, "with the latest batch alone"),
-        Mistake(NeverForgets, "with the smallest and the largest number ever seen; that is the other observer"),
-        Mistake(AveragesAllAlike, "with every batch weighted alike; here the past fades"),
-        Mistake(IgnoresTheMomentum, "with 0.1 whatever the momentum"),
-        Mistake(AveragesTheMean, "with the mean of each batch; average its smallest and its largest number"),
-        Mistake(WatchesMagnitudes, "with the largest magnitude on both sides; each end has an average of its own"),
-        Mistake(AddsWithoutTakingAway, "with the newest share added and nothing taken from the old"),
-        Mistake(UpdatesOnlyOutwards, "with a range that can only grow; an average moves both ways"),
-        Mistake(SwapsTheEnds, "with the ends swapped; return (low, high)"),
-        Mistake(AveragesTwice, "with the average updated twice for each batch"),
+        Mistake(
+            edit(ENDS, "if self.low is not None:\n            return\n        " + ENDS), "with the first batch alone"
+        ),
+        Mistake(edit("self.low is None", "True"), "with the latest batch alone"),
+        Mistake(edit("* self.high", "* self.low"), "with the old low end in the average of the high end"),
+        Mistake(edit("self.low, self.high = low, high", "return"), "with a first batch that is not kept in `self`"),
+        Mistake(edit("self.low, self.high = low, high", "pass"), "with the first batch averaged with None"),
+        Mistake(
+            edit(
+                SHARES.format("low"),
+                "torch.minimum(self.low, low)",
+                SHARES.format("high"),
+                "torch.maximum(self.high, high)",
+            ),
+            "with the smallest and the largest number ever seen; that is the other observer",
+        ),
+        Mistake(
+            edit(
+                "= momentum",
+                "= 1",
+                "self.low, self.high = low, high",
+                "self.low, self.high = low, high\n        else:\n            self.momentum = 1 / (1 / self.momentum + 1)",
+            ),
+            "with every batch weighted alike; here the past fades",
+        ),
+        Mistake(edit("= momentum", "= 0.1"), "with 0.1 whatever the momentum"),
+        Mistake(edit("= momentum", "= 1 - (1 - momentum) ** 2"), "with the average updated twice for each batch"),
+        Mistake(
+            edit(ENDS, "low = high = tensor.mean()"),
+            "with the mean of each batch; average its smallest and its largest number",
+        ),
+        Mistake(
+            edit("tensor.amin()", "-tensor.abs().amax()", ", tensor.amax()", ", tensor.abs().amax()"),
+            "with the largest magnitude on both sides; each end has an average of its own",
+        ),
+        Mistake(
+            edit("amin()", "amin(-1)", "amax()", "amax(-1)"), "with the ends of each row; a batch has one pair of ends"
+        ),
+        Mistake(edit("amin()", "amin().item()", "amax()", "amax().item()"), "with `.item()`; the ends stay tensors"),
+        Mistake(
+            edit("amin()", "amin().float()", "amax()", "amax().float()"),
+            "with ends of float32 whatever the batches are; they have the batches' dtype",
+        ),
+        Mistake(
+            edit(
+                "high = low, high\n",
+                "high = low, high\n            return\n",
+                "(1 - self.momentum) * self.low",
+                "self.low",
+                "(1 - self.momentum) * self.high",
+                "self.high",
+            ),
+            "with the newest share added and nothing taken from the old",
+        ),
+        Mistake(
+            edit(
+                "        self.low = (1",
+                "        low, high = torch.minimum(low, self.low), torch.maximum(high, self.high)\n        self.low = (1",
+            ),
+            "with a range that can only grow; an average moves both ways",
+        ),
+        Mistake(
+            edit("momentum * high", "momentum * low"), "with the low end of the batch in the average of the high end"
+        ),
+        Mistake(
+            edit("return self.low, self.high", "return self.high, self.low"),
+            "with the ends swapped; return (low, high)",
+        ),
+        Mistake(edit("return self.low, self.high", "return [self.low, self.high]"), "with a list; return (low, high)"),
     ],
     parts=("low", "high"),
     hints=[

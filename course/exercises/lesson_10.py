@@ -4,12 +4,10 @@ import copy
 
 import torch
 
-from course.exercises.exercise import Case, Exercise, Mistake, Property
+from course.exercises.exercise import Case, Exercise, Property
 from course.exercises.judge import short
+from course.exercises.mistakes import Mistake, edit
 from course.helper import W8A16LinearLayer, w8_a16_forward
-from qlib.affine import asymmetric_qparams, channel_range
-
-linear = torch.nn.functional.linear
 
 # ---------------------------------------------------------------- 10.1 w8_a16_forward
 
@@ -30,107 +28,13 @@ FAINT_SCALES = torch.tensor([2.0**-26, 2.0**-20])
 FINE_INPUT = torch.tensor([[1 + 2.0**-12, 0.5, -2.0]])
 
 
-def sums_of(weight, input):
-    return linear(input, weight.to(input.dtype))
-
-
-def finish(scaled, input, bias):
-    return (scaled if bias is None else scaled + bias).to(input.dtype)
-
-
-def forgets_the_scales(weight, input, scales, bias=None):
-    return finish(sums_of(weight, input), input, bias)
-
-
-def divides_by_the_scales(weight, input, scales, bias=None):
-    return finish(sums_of(weight, input) / scales, input, bias)
-
-
-def forgets_the_bias(weight, input, scales, bias=None):
-    return finish(sums_of(weight, input) * scales, input, None)
-
-
-def scales_the_bias_too(weight, input, scales, bias=None):
-    return finish(sums_of(weight, input), input, bias).mul(scales).to(input.dtype)
-
-
-def subtracts_the_bias(weight, input, scales, bias=None):
-    return finish(sums_of(weight, input) * scales, input, None if bias is None else -bias)
-
-
-def always_adds_the_bias(weight, input, scales, bias=None):
-    return (sums_of(weight, input) * scales + bias).to(input.dtype)
-
-
-def asks_whether_the_bias_is_true(weight, input, scales, bias=None):
-    output = sums_of(weight, input) * scales
-    if bias:
-        output = output + bias
-    return output.to(input.dtype)
-
-
-def never_casts_the_weight(weight, input, scales, bias=None):
-    return finish(linear(input, weight) * scales, input, bias)
-
-
-def casts_the_weight_to_float32(weight, input, scales, bias=None):
-    return finish(linear(input, weight.float()) * scales, input, bias)
-
-
-def casts_the_input_to_int8(weight, input, scales, bias=None):
-    return finish(linear(input.to(torch.int8).float(), weight.float()) * scales, input, bias)
-
-
-def works_in_int8(weight, input, scales, bias=None):
-    return finish(linear(input.to(weight.dtype), weight) * scales, input, bias)
-
-
-def stays_in_float32(weight, input, scales, bias=None):
-    scaled = linear(input.float(), weight.float()) * scales
-    return scaled if bias is None else scaled + bias
-
-
-def works_in_float16(weight, input, scales, bias=None):
-    return w8_a16_forward(weight, input.half(), scales, bias).to(input.dtype)
-
-
-def casts_the_scales(weight, input, scales, bias=None):
-    return finish(sums_of(weight, input) * scales.to(input.dtype), input, bias)
-
-
-def lays_the_scales_along_the_batch(weight, input, scales, bias=None):
-    return finish(sums_of(weight, input) * scales.unsqueeze(1), input, bias)
-
-
-def scales_the_columns_of_the_weight(weight, input, scales, bias=None):
-    return finish(linear(input, (weight * scales).to(input.dtype)), input, bias)
-
-
-def scales_the_input(weight, input, scales, bias=None):
-    return finish(linear((input * scales).to(input.dtype), weight.to(input.dtype)), input, bias)
-
-
-def takes_one_scale_for_all(weight, input, scales, bias=None):
-    return finish(sums_of(weight, input) * scales.max(), input, bias)
-
-
-def never_transposes(weight, input, scales, bias=None):
-    return finish(input @ weight.to(input.dtype) * scales, input, bias)
-
-
-def rounds_the_output(weight, input, scales, bias=None):
-    return torch.round(w8_a16_forward(weight, input, scales, bias))
-
-
-def works_in_place(weight, input, scales, bias=None):
-    output = w8_a16_forward(weight, input, scales, bias)
-    scales.mul_(2)
-    return output
+# Pieces of the key.
+CAST, PRODUCT = "weight.to(input.dtype)", "torch.nn.functional.linear(input, weight.to(input.dtype))"
 
 
 def how_made(args, index):
     weight, input, scales, *bias = args
-    total = linear(input.double(), weight.double())[index].item()
+    total = (input.double() @ weight.double().T)[index].item()
     scale = scales[index[-1]].item()
     plus = f" plus the bias {bias[0][index[-1]].item():g}" if bias and bias[0] is not None else ""
     return f"the sum is {total:g}, times the scale {scale:g}{plus}"
@@ -152,48 +56,80 @@ W8_A16_FORWARD = Exercise(
         Case("an input of float16 and a scale of 1.5e-8", (FAINT_WEIGHT, FAINT_INPUT, FAINT_SCALES)),
     ],
     mistakes=[
-        Mistake(forgets_the_scales, "without the scales"),
-        Mistake(divides_by_the_scales, "with a division by the scales; they turn steps into numbers, so multiply"),
-        Mistake(forgets_the_bias, "without the bias"),
+        Mistake(edit("sums * scales", "sums"), "without the scales"),
+        Mistake(edit("sums *", "sums /"), "with a division by the scales; they turn steps into numbers, so multiply"),
+        Mistake(edit("* scales", "* scales * scales"), "with the scales applied twice"),
+        Mistake(edit("* scales", "* scales.max()"), "with one scale for all outputs; each has its own"),
+        Mistake(edit("output + bias", "output"), "without the bias"),
+        Mistake(edit("output + bias", "output - bias"), "with the bias subtracted"),
         Mistake(
-            scales_the_bias_too,
+            edit("sums * scales", "(sums if bias is None else sums + bias) * scales", "output + bias", "output"),
             "with the bias added to the bare sums, perhaps by F.linear, so that it is scaled as well",
         ),
-        Mistake(subtracts_the_bias, "with the bias subtracted"),
-        Mistake(always_adds_the_bias, "with a bias added even where it is None; ask `if bias is not None` first"),
-        Mistake(asks_whether_the_bias_is_true, "with `if bias:`, which a tensor cannot answer; ask `is not None`"),
-        Mistake(never_casts_the_weight, "with no cast of the weight; int8 and floats do not meet in a matrix product"),
+        Mistake(edit("bias is not None", "True"), "with a bias added even where it is None; ask `is not None` first"),
+        Mistake(edit("bias is not None", "bias"), "with `if bias:`, which a tensor cannot answer; ask `is not None`"),
         Mistake(
-            casts_the_weight_to_float32,
-            "with the weight cast to float32 whatever the input's dtype; cast it to `input.dtype`",
+            edit("return output.to(input.dtype)", "return output"),
+            "with no cast at the end: 16-bit sums times float32 scales are float32; the output has the input's dtype",
         ),
         Mistake(
-            casts_the_input_to_int8,
+            edit("return output.to(input.dtype)", "return output.half()"),
+            "with an output of float16 whatever the input; it has the input's dtype",
+        ),
+        Mistake(edit(CAST, "weight"), "with no cast of the weight; int8 and floats do not meet in a matrix product"),
+        Mistake(edit(CAST, "weight.float()"), "with the weight cast to float32 always; cast it to `input.dtype`"),
+        Mistake(edit(CAST, "weight.half()"), "with the weight cast to float16 always; cast it to `input.dtype`"),
+        Mistake(
+            edit("input, " + CAST, "input.half(), weight.half()"),
+            "with the input cast to 16 bits, whatever it was; compute in the dtype that it has",
+        ),
+        Mistake(
+            edit("input, " + CAST, "input.to(torch.int8).float(), weight.float()"),
             "with the input cast to int8, which cuts off its decimals; cast the weight, and leave the input as it is",
         ),
         Mistake(
-            works_in_int8,
+            edit("input, " + CAST, "input.to(torch.int8), weight"),
             "with the input cast to int8 and the product done in it; cast the weight to the input's dtype instead",
         ),
         Mistake(
-            stays_in_float32,
-            "with no cast at the end: 16-bit sums times float32 scales are float32; the output has the input's dtype",
+            edit("* scales", "* scales.to(input.dtype)"),
+            "with the scales cast to the input's dtype; in float16 a small one becomes 0",
         ),
-        Mistake(works_in_float16, "with the input cast to 16 bits, whatever it was; compute in the dtype that it has"),
-        Mistake(casts_the_scales, "with the scales cast to the input's dtype; in float16 a small one becomes 0"),
         Mistake(
-            lays_the_scales_along_the_batch,
+            edit("* scales", "* scales.unsqueeze(1)"),
             "with the scales laid along the batch; they belong to the outputs, the last dimension",
         ),
         Mistake(
-            scales_the_columns_of_the_weight,
+            edit(CAST, "(weight * scales).to(input.dtype)", "sums * scales", "sums"),
             "with the scales on the columns of the weight, inside the sums; each belongs to a row, and so to an output",
         ),
-        Mistake(scales_the_input, "with the scales on the input; each belongs to an output"),
-        Mistake(takes_one_scale_for_all, "with one scale for all outputs; each has its own"),
-        Mistake(never_transposes, "without the transpose; a row of the weight belongs to an output"),
-        Mistake(rounds_the_output, "with the output rounded; activations stay real numbers here"),
-        Mistake(works_in_place, "with an operation in place on what was given"),
+        Mistake(
+            edit("(input, ", "((input * scales).to(input.dtype), ", "sums * scales", "sums"),
+            "with the scales on the input; each belongs to an output",
+        ),
+        Mistake(
+            edit(CAST, "weight * scales[:, None], bias", "sums * scales", "sums", "output + bias", "output"),
+            "with the scaled weight left in float32; cast it to the input's dtype",
+        ),
+        Mistake(
+            edit(
+                CAST,
+                CAST + " * scales[:, None].to(input.dtype), bias",
+                "sums * scales",
+                "sums",
+                "output + bias",
+                "output",
+            ),
+            "with a bias and a product of two dtypes in F.linear; cast the bias, or add it afterwards",
+        ),
+        Mistake(edit(PRODUCT, "input @ " + CAST), "without the transpose; a row of the weight belongs to an output"),
+        Mistake(
+            edit(PRODUCT, CAST + " @ input.T"), "with the weight on the left; the batch comes first, input @ weight.T"
+        ),
+        Mistake(edit("return output", "return output.round()"), "with the output rounded; activations stay real here"),
+        Mistake(
+            edit("return", "weight.data = weight.float()\n    return"), "with an operation in place on what was given"
+        ),
     ],
     hints=[
         "Let the integers meet the input in a matrix product as they are, and put the scales and the bias on what "
@@ -212,9 +148,9 @@ ROWS = torch.tensor([[0.9, -0.35, 0.2, 0.041], [-2.1, 1.0, 0.31, 1.7], [0.006, 0
 ONE_ZERO_ROW = torch.tensor([[0.5, -0.24, 0.1, 0.03], [0.0, 0.0, 0.0, 0.0]])
 TALL = torch.tensor([[0.7, -0.3], [0.11, 0.52], [-1.4, 0.93], [0.05, -0.08], [3.1, 2.2]])
 # In bfloat16 the largest of the first row, divided by its rounded scale, is 127.5, and rounds to 128.
-COARSE = torch.tensor([[0.1669921875, -0.1, 0.06, 0.013], [-1.3, 0.7, 0.45, 1.02]]).bfloat16()
+COARSE = torch.tensor([[0.1669921875, -0.1, 0.06, 0.013], [1.3, -0.7, 0.45, -1.02]]).bfloat16()
 # Near the smallest numbers of float16: the scales cannot be written in it.
-FAINT = torch.tensor([[6e-7, -2.4e-7, 1.2e-7], [3e-6, 1.9e-6, -1e-6]]).half()
+FAINT = torch.tensor([[6e-7, 2.4e-7, 1.2e-7], [3e-6, 1.9e-6, 1e-6]]).half()
 # Largest magnitudes of 127/64 and 127/16: the scales are powers of two, and all else is exact in 16 bits.
 EXACT = torch.tensor([[127, -32, 4], [-8, 127, 64]]) / torch.tensor([[64], [16]])
 
@@ -249,11 +185,7 @@ def keeps_its_parts_in_buffers(answer):
     """A new layer holds its three parts as buffers of the right shape and dtype, and no Parameter."""
     layer = answer(4, 3, dtype=torch.bfloat16)
     kept = dict(layer.named_buffers())
-    wanted = {
-        "int8_weights": ((3, 4), torch.int8),
-        "scales": ((3,), torch.float32),
-        "bias": ((3,), torch.bfloat16),
-    }
+    wanted = {"int8_weights": ((3, 4), torch.int8), "scales": ((3,), torch.float32), "bias": ((3,), torch.bfloat16)}
     parameters = dict(layer.named_parameters())
     for name, (shape, dtype) in wanted.items():
         if name in parameters:
@@ -322,320 +254,21 @@ def lets_go_of_the_weights_gradient(answer):
     return None
 
 
-class Spoilt(W8A16LinearLayer):
-    """The right layer with its quantizer in pieces, for the mistakes below to spoil one of them."""
-
-    def absmax(self, weights):
-        return weights.abs().amax(1, keepdim=True)
-
-    def scale(self, weights):
-        return (self.absmax(weights) / 127).masked_fill(self.absmax(weights) == 0, 1)
-
-    def integers(self, weights, scale):
-        return torch.round(weights / scale).clamp(-127, 127).to(torch.int8)
-
-    def quantize(self, weights):
-        weights = weights.detach().float()
-        scale = self.scale(weights)
-        self.int8_weights, self.scales = self.integers(weights, scale), scale.squeeze(1)
-
-
-class TriesAParameter(W8A16LinearLayer):
-    def __init__(self, in_features, out_features, bias=True, dtype=torch.float32):
-        super().__init__(in_features, out_features, bias, dtype)
-        del self.int8_weights
-        self.int8_weights = torch.nn.Parameter(torch.zeros(out_features, in_features, dtype=torch.int8))
-
-
-class HasAParameterWithoutGradient(Spoilt):
-    def __init__(self, in_features, out_features, bias=True, dtype=torch.float32):
-        super().__init__(in_features, out_features, bias, dtype)
-        values = self.int8_weights
-        del self.int8_weights
-        self.int8_weights = torch.nn.Parameter(values, requires_grad=False)
-
-    def quantize(self, weights):
-        scale = self.scale(weights.detach().float())
-        values = self.integers(weights.detach().float(), scale)
-        self.int8_weights = torch.nn.Parameter(values, requires_grad=False)
-        self.scales = scale.squeeze(1)
-
-
-class HasScalesThatLearn(Spoilt):
-    def __init__(self, in_features, out_features, bias=True, dtype=torch.float32):
-        super().__init__(in_features, out_features, bias, dtype)
-        del self.scales
-        self.scales = torch.nn.Parameter(torch.ones(out_features))
-
-    def quantize(self, weights):
-        scale = self.scale(weights.detach().float())
-        self.int8_weights = self.integers(weights.detach().float(), scale)
-        self.scales = torch.nn.Parameter(scale.squeeze(1))
-
-
-class HasABiasThatLearns(W8A16LinearLayer):
-    def __init__(self, in_features, out_features, bias=True, dtype=torch.float32):
-        super().__init__(in_features, out_features, bias, dtype)
-        if bias:
-            values = self.bias
-            del self.bias
-            self.bias = torch.nn.Parameter(values)
-
-
-class HasPlainAttributes(W8A16LinearLayer):
-    def __init__(self, in_features, out_features, bias=True, dtype=torch.float32):
-        super().__init__(in_features, out_features, bias, dtype)
-        parts = dict(self.named_buffers()) | {"bias": self.bias}
-        for name, part in parts.items():
-            delattr(self, name)
-            setattr(self, name, part)
-
-
-class HasBuffersThatAreNotSaved(W8A16LinearLayer):
-    def __init__(self, in_features, out_features, bias=True, dtype=torch.float32):
-        super().__init__(in_features, out_features, bias, dtype)
-        for name, part in list(self.named_buffers()):
-            self.register_buffer(name, part, persistent=False)
-
-
-class ForgetsSuper(torch.nn.Module):
-    def __init__(self, in_features, out_features, bias=True, dtype=torch.float32):
-        self.register_buffer("int8_weights", torch.zeros(out_features, in_features, dtype=torch.int8))
-
-
-class SwapsTheSizes(W8A16LinearLayer):
-    def __init__(self, in_features, out_features, bias=True, dtype=torch.float32):
-        super().__init__(in_features, out_features, bias, dtype)
-        self.int8_weights = torch.zeros(in_features, out_features, dtype=torch.int8)
-
-
-class StartsWithFloatWeights(W8A16LinearLayer):
-    def __init__(self, in_features, out_features, bias=True, dtype=torch.float32):
-        super().__init__(in_features, out_features, bias, dtype)
-        self.int8_weights = torch.zeros(out_features, in_features)
-
-
-class StartsWithHalfScales(W8A16LinearLayer):
-    def __init__(self, in_features, out_features, bias=True, dtype=torch.float32):
-        super().__init__(in_features, out_features, bias, dtype)
-        self.scales = self.scales.to(dtype)
-
-
-class StartsWithAScaleForEachInput(W8A16LinearLayer):
-    def __init__(self, in_features, out_features, bias=True, dtype=torch.float32):
-        super().__init__(in_features, out_features, bias, dtype)
-        self.scales = torch.ones(in_features)
-
-
-class IgnoresTheDtype(W8A16LinearLayer):
-    def __init__(self, in_features, out_features, bias=True, dtype=torch.float32):
-        super().__init__(in_features, out_features, bias)
-
-
-class AlwaysHasABias(W8A16LinearLayer):
-    def __init__(self, in_features, out_features, bias=True, dtype=torch.float32):
-        super().__init__(in_features, out_features, True, dtype)
-
-
-class ReturnsInsteadOfKeeping(Spoilt):
-    def quantize(self, weights):
-        scale = self.scale(weights.float())
-        return self.integers(weights.float(), scale), scale.squeeze(1)
-
-
-class KeepsTheFloatWeight(Spoilt):
-    def quantize(self, weights):
-        super().quantize(weights)
-        self.int8_weights = weights.detach()
-
-
-class NeverCastsToInt8(Spoilt):
-    def integers(self, weights, scale):
-        return torch.round(weights / scale)
-
-
-class UsesUint8(Spoilt):
-    def integers(self, weights, scale):
-        return super().integers(weights, scale).to(torch.uint8)
-
-
-class Truncates(Spoilt):
-    def integers(self, weights, scale):
-        return (weights / scale).to(torch.int8)
-
-
-class Floors(Spoilt):
-    def integers(self, weights, scale):
-        return torch.floor(weights / scale + 1e-4).to(torch.int8)
-
-
-class Multiplies(Spoilt):
-    def integers(self, weights, scale):
-        return super().integers(weights * scale, 1)
-
-
-class DividesBy128(Spoilt):
-    def scale(self, weights):
-        return super().scale(weights) * 127 / 128
-
-    def integers(self, weights, scale):
-        return torch.round(weights / scale).to(torch.int16).to(torch.int8)
-
-
-class DividesBy128AndClamps(DividesBy128):
-    def integers(self, weights, scale):
-        return torch.round(weights / scale).clamp(-128, 127).to(torch.int8)
-
-
-class DividesBy255(Spoilt):
-    def scale(self, weights):
-        return super().scale(weights) * 127 / 255
-
-    def integers(self, weights, scale):
-        return torch.round(weights / scale).clamp(-128, 127).to(torch.int8)
-
-
-class TakesTheLargestAndNotTheLargestMagnitude(Spoilt):
-    def absmax(self, weights):
-        return weights.amax(1, keepdim=True)
-
-    def integers(self, weights, scale):
-        return torch.round(weights / scale).clamp(-128, 127).to(torch.int8)
-
-
-class TakesOneScaleForAll(Spoilt):
-    def absmax(self, weights):
-        return weights.abs().amax().expand(len(weights), 1)
-
-
-class TakesAScaleForEachColumn(Spoilt):
-    def absmax(self, weights):
-        return weights.abs().amax(0)
-
-    def quantize(self, weights):
-        weights = weights.detach().float()
-        self.scales = self.scale(weights)
-        self.int8_weights = self.integers(weights, self.scales)
-
-
-class MakesScalesOfOneColumn(Spoilt):
-    def quantize(self, weights):
-        super().quantize(weights)
-        self.scales = self.scales.unsqueeze(1)
-
-
-class DividesZeroByZero(Spoilt):
-    def scale(self, weights):
-        return self.absmax(weights) / 127
-
-
-class Quantizes0To255(Spoilt):
-    def quantize(self, weights):
-        scale, zero_point = asymmetric_qparams(*channel_range(weights.detach().float(), 0))
-        self.int8_weights = torch.round(weights.float() / scale + zero_point).clamp(-128, 127).to(torch.int8)
-        self.scales = scale.squeeze(1)
-
-
-class KeepsTheScalesInTheWeightsDtype(Spoilt):
-    def quantize(self, weights):
-        super().quantize(weights)
-        self.scales = self.scales.to(weights.dtype)
-
-
-class WorksInTheWeightsDtype(Spoilt):
-    def quantize(self, weights):
-        scale = self.scale(weights.detach())
-        self.int8_weights, self.scales = self.wrapped(weights, scale), scale.squeeze(1)
-
-    def wrapped(self, weights, scale):
-        """Integers with no clamp. int16 in between: what a cast of 128.0 to int8 gives differs between machines."""
-        return torch.round(weights / scale).nan_to_num(0, 0, 0).to(torch.int16).to(torch.int8)
-
-
-class WidensTheScalesAfterwards(WorksInTheWeightsDtype):
-    def quantize(self, weights):
-        super().quantize(weights)
-        self.scales = self.scales.float()
-
-
-class DividesInTheWeightsDtype(WorksInTheWeightsDtype):
-    def quantize(self, weights):
-        scale = self.scale(weights.detach().float())
-        self.int8_weights = self.wrapped(weights.detach(), scale.to(weights.dtype))
-        self.scales = scale.squeeze(1)
-
-
-class ChangesTheWeight(Spoilt):
-    def quantize(self, weights):
-        super().quantize(weights)
-        weights.detach().div_(self.scales.unsqueeze(1))
-
-
-class KeepsTheGradient(Spoilt):
-    def quantize(self, weights):
-        scale = self.scale(weights.float())
-        self.int8_weights, self.scales = self.integers(weights.float(), scale), scale.squeeze(1)
-
-
-class KeepsTheFirstWeight(Spoilt):
-    def quantize(self, weights):
-        if not self.int8_weights.any():
-            super().quantize(weights)
-
-
-class KeepsAFloatCopy(W8A16LinearLayer):
-    def __init__(self, in_features, out_features, bias=True, dtype=torch.float32):
-        super().__init__(in_features, out_features, bias, dtype)
-        self.register_buffer("weight", torch.zeros(out_features, in_features))
-
-    def quantize(self, weights):
-        super().quantize(weights)
-        self.weight = self.int8_weights * self.scales.unsqueeze(1)
-
-    def forward(self, input):
-        return linear(input, self.weight.to(input.dtype), self.bias)
-
-
-class ComputesFromTheFloatWeight(KeepsAFloatCopy):
-    def quantize(self, weights):
-        super().quantize(weights)
-        self.weight = weights.detach().float()
-
-
-class CastsItsOwnScales(W8A16LinearLayer):
-    def forward(self, input):
-        self.scales = self.scales.to(input.dtype)
-        return super().forward(input)
-
-
-class IsHalfByDefault(W8A16LinearLayer):
-    def __init__(self, in_features, out_features, bias=True, dtype=torch.float16):
-        super().__init__(in_features, out_features, bias, dtype)
-
-
-class ForgetsTheBias(W8A16LinearLayer):
-    def forward(self, input):
-        return w8_a16_forward(self.int8_weights, input, self.scales)
-
-
-class ForgetsTheScales(W8A16LinearLayer):
-    def forward(self, input):
-        return w8_a16_forward(self.int8_weights, input, torch.ones_like(self.scales), self.bias)
-
-
-class ScalesTheBiasToo(W8A16LinearLayer):
-    def forward(self, input):
-        return scales_the_bias_too(self.int8_weights, input, self.scales, self.bias)
-
-
-class SwapsWeightAndInput(W8A16LinearLayer):
-    def forward(self, input):
-        return w8_a16_forward(input, self.int8_weights, self.scales, self.bias)
-
-
-class ComputesInFloat32(W8A16LinearLayer):
-    def forward(self, input):
-        return stays_in_float32(self.int8_weights, input, self.scales, self.bias)
+# Pieces of the key, and what is put in their place.
+INT8_WEIGHTS, SCALES, BIAS = (f'self.register_buffer("{part}", ' for part in ("int8_weights", "scales", "bias"))
+CHOSEN, QUANTIZED = "affine.choose_qparams(weights, INT8)", "affine.quantize(weights, row_scales, zero_point)"
+ABSMAX = "weights.float().abs().amax(1, keepdim=True)"
+IN_16_BITS = "torch.round(weights / row_scales.to(weights.dtype))"
+CLAMPED = IN_16_BITS + ".clamp(-128, 127).to(torch.int8)"
+# int16 in between: what a cast of 128.0 to int8 gives differs between machines.
+WRAPPED = IN_16_BITS + ".nan_to_num(0, 0, 0).to(torch.int16).to(torch.int8)"
+KEPT, KEPT_IN_16_BITS, WIDENED = ".squeeze(1)", ".squeeze(1).to(weights.dtype)", ".squeeze(1).to(weights.dtype).float()"
+FORWARD = "w8_a16_forward(self.int8_weights, input, self.scales, self.bias)"
+
+
+def linear(weight):
+    """Code that takes a float of a weight for the whole of `forward`."""
+    return f"torch.nn.functional.linear(input, {weight}.to(input.dtype), self.bias)"
 
 
 W8A16_LINEAR_LAYER = Exercise(
@@ -674,81 +307,255 @@ W8A16_LINEAR_LAYER = Exercise(
         Property(lets_go_of_the_weights_gradient),
     ],
     mistakes=[
-        Mistake(TriesAParameter, "with the integers as an nn.Parameter; make them a buffer with `register_buffer`"),
+        # the integers
         Mistake(
-            HasAParameterWithoutGradient,
-            "with the integers as an nn.Parameter of requires_grad=False; `register_buffer` is made for them",
+            edit(QUANTIZED, "(weights.float() / row_scales).to(torch.int8)"),
+            "with no round before the cast, which cuts off the decimals",
         ),
-        Mistake(HasScalesThatLearn, "with the scales as an nn.Parameter; they belong to the integers, as a buffer"),
-        Mistake(HasABiasThatLearns, "with the bias as an nn.Parameter; here it is a buffer as well"),
-        Mistake(HasPlainAttributes, "with plain attributes; a tensor is saved and moved only if it is registered"),
-        Mistake(HasBuffersThatAreNotSaved, "with persistent=False, which keeps a buffer out of the state_dict"),
-        Mistake(ForgetsSuper, "without `super().__init__()`, which makes a Module ready to hold buffers"),
-        Mistake(SwapsTheSizes, "with int8_weights of shape (inputs, outputs); a row belongs to an output"),
-        Mistake(StartsWithFloatWeights, "with int8_weights made without dtype=torch.int8"),
-        Mistake(StartsWithHalfScales, "with scales of the layer's dtype; they are float32, whatever the bias is"),
-        Mistake(StartsWithAScaleForEachInput, "with scales made for the inputs; there is one for each output"),
-        Mistake(IgnoresTheDtype, "with `dtype` ignored; the bias is of that dtype"),
-        Mistake(AlwaysHasABias, "with a bias even where bias=False"),
         Mistake(
-            ReturnsInsteadOfKeeping,
-            "with integers and scales returned; `quantize` keeps them in self.int8_weights and self.scales",
+            edit(QUANTIZED, "torch.floor(weights.float() / row_scales).to(torch.int8)"), "with floor in place of round"
         ),
-        Mistake(KeepsTheFloatWeight, "with the float weight kept in the place of the integers"),
-        Mistake(NeverCastsToInt8, "with whole numbers that are still floats; cast them to int8"),
-        Mistake(UsesUint8, "with uint8, which has no negative numbers"),
-        Mistake(Truncates, "with no round before the cast, which cuts off the decimals"),
-        Mistake(Floors, "with floor in place of round"),
-        Mistake(Multiplies, "with a multiplication by the scale; divide, to count the steps"),
-        Mistake(DividesBy128, "with the largest magnitude over 128: then it becomes 128 itself and wraps to -128"),
-        Mistake(DividesBy128AndClamps, "with the largest magnitude over 128; the largest integer is 127"),
-        Mistake(DividesBy255, "with the largest magnitude over 255; it reaches from 0 to one end only, over 127"),
         Mistake(
-            TakesTheLargestAndNotTheLargestMagnitude,
+            edit(QUANTIZED, "torch.round(weights.float() * row_scales).to(torch.int8)"),
+            "with a multiplication by the scale; divide, to count the steps",
+        ),
+        Mistake(edit(QUANTIZED, "weights"), "with the float weight kept in the place of the integers"),
+        Mistake(
+            edit("zero_point)", "zero_point).float()"), "with whole numbers that are still floats; cast them to int8"
+        ),
+        Mistake(edit("zero_point)", "zero_point).to(torch.uint8)"), "with uint8, which has no negative numbers"),
+        Mistake(
+            edit("row_scales, zero_point)", "row_scales.squeeze(1), zero_point)"),
+            "with a division by scales that lie along the columns; `[:, None]` stands them beside the rows",
+        ),
+        # the scales
+        Mistake(
+            edit(CHOSEN, f"({ABSMAX} / 127, 0)"), "with a scale of 0, or next to 0, for a row of zeros; it is 1 there"
+        ),
+        Mistake(
+            edit(CHOSEN, f"(({ABSMAX} / 127).clamp(min=1e-8), 0)"),
+            "with no scale below 1e-8; a row of zeros has the scale 1, and a row of small numbers its own",
+        ),
+        Mistake(
+            edit(CHOSEN, f"(({ABSMAX} / 127).clamp(min=torch.finfo(torch.float32).eps), 0)"),
+            "with no scale below torch's eps; a row of zeros has the scale 1, and a row of small numbers its own",
+        ),
+        Mistake(
+            edit("(weights, INT8)", "(weights.float() * 127 / 128, INT8)"),
+            "with the largest magnitude over 128; the largest integer is 127",
+        ),
+        Mistake(
+            edit(
+                "(weights, INT8)",
+                "(weights.float() * 127 / 128, INT8)",
+                QUANTIZED,
+                WRAPPED.replace("weights.dtype", "torch.float32"),
+            ),
+            "with the largest magnitude over 128: then it becomes 128 itself and wraps to -128",
+        ),
+        Mistake(
+            edit("(weights, INT8)", "(weights.float() * 127 / 255, INT8)"),
+            "with the largest magnitude over 255; it reaches from 0 to one end only, over 127",
+        ),
+        Mistake(
+            edit("(weights, INT8)", "(weights.clamp(min=0), INT8)"),
             "with the largest value of a row; it is the largest magnitude that counts, `.abs()` first",
         ),
-        Mistake(TakesOneScaleForAll, "with one scale for the whole weight; each row has its own"),
-        Mistake(TakesAScaleForEachColumn, "with a scale for each column; each row has one, so reduce over dimension 1"),
         Mistake(
-            MakesScalesOfOneColumn,
-            "with scales of shape (outputs, 1); `.squeeze(1)` makes the row that meets the outputs",
-        ),
-        Mistake(DividesZeroByZero, "with a scale of 0, or next to 0, for a row of zeros; it is 1 there"),
-        Mistake(Quantizes0To255, "with asymmetric integers; the layer has no zero point to take off again"),
-        Mistake(
-            KeepsTheScalesInTheWeightsDtype,
-            "with the scales kept in the weight's own dtype; they stay float32",
+            edit(CHOSEN, "(weights.float().abs().max(1) / 127, 0)"),
+            "with `.max(1)` as it is, which gives values and indices; take its `.values`",
         ),
         Mistake(
-            WorksInTheWeightsDtype,
+            edit("INT8", "Scheme(axis=None)", KEPT, ""),
+            "with a single scale, of shape (), for the whole weight; each row has its own",
+        ),
+        Mistake(
+            edit("INT8", "Scheme(axis=None)", KEPT, ".expand(len(weights))"),
+            "with one scale for the whole weight; each row has its own",
+        ),
+        Mistake(
+            edit("INT8", "Scheme(axis=1)", KEPT, ".squeeze(0)"),
+            "with a scale for each column; each row has one, so reduce over dimension 1",
+        ),
+        Mistake(
+            edit(KEPT, ""), "with scales of shape (outputs, 1); `.squeeze(1)` makes the row that meets the outputs"
+        ),
+        Mistake(
+            edit("INT8", "Scheme(symmetric=False)"),
+            "with asymmetric integers; the layer has no zero point to take off again",
+        ),
+        # 16 bits
+        Mistake(edit(KEPT, KEPT_IN_16_BITS), "with the scales kept in the weight's own dtype; they stay float32"),
+        Mistake(
+            edit(QUANTIZED, WRAPPED, KEPT, KEPT_IN_16_BITS),
             "with scales and division in the weight's own 16 bits; make the weight float32 first",
         ),
         Mistake(
-            WidensTheScalesAfterwards,
+            edit(QUANTIZED, WRAPPED, KEPT, WIDENED),
             "with all of it calculated in the weight's own 16 bits; make the weight float32 first, not the result",
         ),
         Mistake(
-            DividesInTheWeightsDtype,
+            edit(QUANTIZED, WRAPPED),
             "with a division in the weight's own 16 bits, whose steps near 127 are half an integer or the scale of "
             "which is 0; make the weight float32 first",
         ),
-        Mistake(ChangesTheWeight, "with an operation in place on the weight"),
-        Mistake(KeepsTheGradient, "without `.detach()`"),
-        Mistake(KeepsTheFirstWeight, "with a layer that can be quantized only once"),
         Mistake(
-            KeepsAFloatCopy,
+            edit(QUANTIZED, CLAMPED, KEPT, KEPT_IN_16_BITS),
+            "with scales and division in the weight's own 16 bits, where a clamp saves the signs and no more",
+        ),
+        Mistake(
+            edit(QUANTIZED, CLAMPED, KEPT, WIDENED),
+            "with all of it calculated in the weight's own 16 bits, where a clamp saves the signs and no more",
+        ),
+        Mistake(
+            edit(QUANTIZED, CLAMPED),
+            "with a division in the weight's own 16 bits, where a clamp saves the signs and no more",
+        ),
+        Mistake(
+            edit("(weights, row_scales", "(weights, row_scales.to(weights.dtype)", KEPT, KEPT_IN_16_BITS),
+            "with the scales cast to the weight's own dtype before the division; they stay float32",
+        ),
+        Mistake(
+            edit("(weights, row_scales", "(weights, row_scales.to(weights.dtype)", KEPT, WIDENED),
+            "with scales that were rounded to the weight's own dtype on the way; they stay float32 throughout",
+        ),
+        # what `quantize` keeps
+        Mistake(
+            edit(
+                "self.int8_weights = affine", "values = affine", "self.scales = row_scales.squeeze(1)", "return values"
+            ),
+            "with integers and scales returned; `quantize` keeps them in self.int8_weights and self.scales",
+        ),
+        Mistake(
+            edit("self.scales = row", "scales = row"), "with the scales in a variable of `quantize`; keep self.scales"
+        ),
+        Mistake(
+            edit(QUANTIZED, "affine.quantize(weights.div_(row_scales), 1, 0)"),
+            "with an operation in place on the weight",
+        ),
+        Mistake(edit(".detach()", ""), "without `.detach()`"),
+        Mistake(
+            edit("weights = weights", "if self.int8_weights.any():\n            return\n        weights = weights"),
+            "with a layer that can be quantized only once",
+        ),
+        Mistake(
+            edit("self.scales = row", "self.weight = weights\n        self.scales = row"),
+            "with the float weight kept beside the integers; they are all that should be left of it",
+        ),
+        Mistake(
+            edit(
+                "self.scales = row", "self.weight = weights\n        self.scales = row", FORWARD, linear("self.weight")
+            ),
+            "with the float weight kept, and `forward` computed from that",
+        ),
+        Mistake(
+            edit(
+                "self.scales = row",
+                "self.copy = self.int8_weights * row_scales\n        self.scales = row",
+                FORWARD,
+                linear("self.copy"),
+            ),
             "with a float copy kept beside the integers; `forward` works with the integers",
         ),
-        Mistake(ComputesFromTheFloatWeight, "with the float weight kept, and `forward` computed from that"),
-        Mistake(CastsItsOwnScales, "with self.scales assigned to in `forward`; cast into a variable of its own"),
-        Mistake(IsHalfByDefault, "with another default for `dtype`; it is torch.float32"),
-        Mistake(ForgetsTheBias, "without the bias in `forward`"),
-        Mistake(ForgetsTheScales, "without the scales in `forward`"),
-        Mistake(ScalesTheBiasToo, "with the bias scaled as well"),
-        Mistake(SwapsWeightAndInput, "with the weight and the input swapped in the call of w8_a16_forward"),
-        Mistake(ComputesInFloat32, "with an output of float32 whatever the input; it has the input's dtype"),
+        # `forward`
+        Mistake(edit(", self.bias", ""), "without the bias in `forward`"),
+        Mistake(edit("input, self.scales", "input, torch.ones_like(self.scales)"), "without the scales in `forward`"),
+        Mistake(
+            edit(FORWARD, f"({linear('self.int8_weights')} * self.scales).to(input.dtype)"),
+            "with the bias scaled as well",
+        ),
+        Mistake(
+            edit(FORWARD, "torch.nn.functional.linear(input, self.int8_weights * self.scales[:, None], self.bias)"),
+            "with a weight of float32 in `forward` whatever the input; leave it to w8_a16_forward",
+        ),
+        Mistake(
+            edit("self.int8_weights, input", "input, self.int8_weights"),
+            "with the weight and the input swapped in the call of w8_a16_forward",
+        ),
+        Mistake(
+            edit("input, self.scales", "input.float(), self.scales"),
+            "with an output of float32 whatever the input; it has the input's dtype",
+        ),
+        Mistake(
+            edit("return w8", "self.scales = self.scales.to(input.dtype)\n        return w8"),
+            "with self.scales assigned to in `forward`; cast into a variable of its own",
+        ),
+        # the buffers
+        Mistake(
+            edit(INT8_WEIGHTS, "self.int8_weights = torch.nn.Parameter("),
+            "with the integers as an nn.Parameter; make them a buffer with `register_buffer`",
+        ),
+        Mistake(
+            edit(
+                INT8_WEIGHTS,
+                "self.int8_weights = torch.nn.Parameter(requires_grad=False, data=",
+                "self.int8_weights = affine",
+                "self.int8_weights.data = affine",
+            ),
+            "with the integers as an nn.Parameter of requires_grad=False; `register_buffer` is made for them",
+        ),
+        Mistake(
+            edit(SCALES, "self.scales = torch.nn.Parameter(", "self.scales = row", "self.scales.data = row"),
+            "with the scales as an nn.Parameter; they belong to the integers, as a buffer",
+        ),
+        Mistake(
+            edit(BIAS, "self.bias = torch.nn.Parameter(", " if bias else None)", ") if bias else None"),
+            "with the bias as an nn.Parameter; here it is a buffer as well",
+        ),
+        Mistake(
+            edit(INT8_WEIGHTS, "self.int8_weights = (", SCALES, "self.scales = (", BIAS, "self.bias = ("),
+            "with plain attributes; a tensor is saved and moved only if it is registered",
+        ),
+        Mistake(edit(SCALES, "self.scales = ("), "with scales that are a plain attribute, neither saved nor moved"),
+        Mistake(edit(BIAS, "self.bias = ("), "with a bias that is a plain attribute, neither saved nor moved"),
+        Mistake(
+            edit(
+                "dtype=torch.int8)",
+                "dtype=torch.int8), False",
+                "float32))",
+                "float32), False)",
+                "bias else None",
+                "bias else None, False",
+            ),
+            "with persistent=False, which keeps a buffer out of the state_dict",
+        ),
+        Mistake(
+            edit("super().__init__()", "pass"),
+            "without `super().__init__()`, which makes a Module ready to hold buffers",
+        ),
+        Mistake(
+            edit("torch.nn.Module", "torch.nn.Linear", "__init__()", "__init__(in_features, out_features, bias)"),
+            "with nn.Linear to build on, which has a float weight and a bias already; build on nn.Module",
+        ),
+        Mistake(
+            edit("zeros(out_features, in_features", "zeros(in_features, out_features"),
+            "with int8_weights of shape (inputs, outputs); a row belongs to an output",
+        ),
+        Mistake(edit(", dtype=torch.int8", ""), "with int8_weights made without dtype=torch.int8"),
+        Mistake(
+            edit("dtype=torch.float32))", "dtype=dtype))"),
+            "with scales of the layer's dtype; they are float32, whatever the bias is",
+        ),
+        Mistake(edit("ones(out", "ones(in"), "with scales made for the inputs; there is one for each output"),
+        Mistake(
+            edit("ones(out_features", "ones((out_features, 1)"), "with new scales of shape (outputs, 1); they are a row"
+        ),
+        Mistake(edit("out_features, dtype=dtype", "out_features"), "with `dtype` ignored; the bias is of that dtype"),
+        Mistake(
+            edit("zeros(out_features, dtype", "zeros(1, out_features, dtype"),
+            "with a bias of shape (1, outputs), as in the video course; here it is (outputs,)",
+        ),
+        Mistake(edit(" if bias else None", ""), "with a bias even where bias=False"),
+        Mistake(
+            edit(BIAS, "if bias: " + BIAS, " if bias else None", ""),
+            "with no `bias` at all where bias=False, when `forward` looks for one; make it None",
+        ),
+        Mistake(edit("torch.float32):", "torch.float16):"), "with another default for `dtype`; it is torch.float32"),
     ],
     parts=("int8_weights", "scales"),
+    equivalent={
+        "torch.ones(out_features, dtype=torch.float32) -> torch.ones(out_features)": "float32 is torch's own default",
+    },
     hints=[
         "Three buffers that `__init__` makes, `quantize` fills and `forward` hands to w8_a16_forward. "
         "The quantizer itself is that of lesson 7 with a scale for each row.",

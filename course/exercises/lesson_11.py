@@ -1,15 +1,13 @@
 """Exercises of lesson 11: putting quantized layers in the place of PyTorch's."""
 
-import copy
-import fnmatch
-
 import torch
 from torch.nn import Embedding, LayerNorm, Linear, ModuleDict, ReLU, Sequential
 
-from course.exercises.exercise import Case, Exercise, Mistake, Words
+from course.exercises.exercise import Case, Exercise, Words
 from course.exercises.judge import short
+from course.exercises.mistakes import Mistake, edit
 from course.helper import replace_linear_with_target
-from qlib.model import is_ignored, is_linear, layers_to_quantize
+from qlib.model import layers_to_quantize
 
 # ---------------------------------------------------------------- 11.1 replace_linear_with_target
 
@@ -60,6 +58,12 @@ def in_evaluation_mode():
     return flat().eval()
 
 
+def with_one_layer_in_evaluation_mode():
+    model = flat()
+    model["up"].eval()
+    return model
+
+
 def on_meta():
     return flat().to("meta")
 
@@ -107,225 +111,9 @@ def replaced(answer, make, target_class, excluded):
     return (words,)
 
 
-def make_new(linear, target_class):
-    """The right layer in the place of a Linear, for the mistakes below to spoil in one place each."""
-    with linear.weight.device:
-        new = target_class(linear.in_features, linear.out_features, linear.bias is not None, linear.weight.dtype)
-    return new.train(linear.training)
-
-
-def walks(module, target_class, excluded, make=make_new, is_excluded=lambda name, excluded: name in excluded):
-    for name, child in module.named_children():
-        if isinstance(child, Linear) and not is_excluded(name, excluded):
-            setattr(module, name, make(child, target_class))
-        else:
-            walks(child, target_class, excluded, make, is_excluded)
-
-
-def never_goes_down(module, target_class, module_name_to_exclude):
-    for name, child in module.named_children():
-        if isinstance(child, Linear) and name not in module_name_to_exclude:
-            setattr(module, name, make_new(child, target_class))
-
-
-def goes_down_one_level(module, target_class, module_name_to_exclude):
-    never_goes_down(module, target_class, module_name_to_exclude)
-    for child in module.children():
-        never_goes_down(child, target_class, module_name_to_exclude)
-
-
-def sets_dotted_names(module, target_class, module_name_to_exclude):
-    for name, child in module.named_modules():
-        if isinstance(child, Linear) and name.rpartition(".")[2] not in module_name_to_exclude:
-            setattr(module, name, make_new(child, target_class))
-
-
-def sets_dotted_names_of_a_list(module, target_class, module_name_to_exclude):
-    for name, child in list(module.named_modules()):
-        if isinstance(child, Linear) and name.rpartition(".")[2] not in module_name_to_exclude:
-            setattr(module, name, make_new(child, target_class))
-
-
-def assigns_to_the_variable(module, target_class, module_name_to_exclude):
-    for name, child in module.named_children():
-        if isinstance(child, Linear) and name not in module_name_to_exclude:
-            child = make_new(child, target_class)
-        else:
-            assigns_to_the_variable(child, target_class, module_name_to_exclude)
-
-
-def works_on_a_copy(module, target_class, module_name_to_exclude):
-    module = copy.deepcopy(module)
-    walks(module, target_class, module_name_to_exclude)
-    return module
-
-
-def walks_into_the_new(module, target_class, module_name_to_exclude):
-    for name, child in module.named_children():
-        if isinstance(child, Linear) and name not in module_name_to_exclude:
-            child = make_new(child, target_class)
-            setattr(module, name, child)
-        walks_into_the_new(child, target_class, module_name_to_exclude)
-
-
-def leaves_whole_blocks(module, target_class, module_name_to_exclude):
-    for name, child in module.named_children():
-        if name in module_name_to_exclude:
-            continue
-        if isinstance(child, Linear):
-            setattr(module, name, make_new(child, target_class))
-        else:
-            leaves_whole_blocks(child, target_class, module_name_to_exclude)
-
-
-def sets_the_mode_of_all(module, target_class, module_name_to_exclude):
-    walks(module, target_class, module_name_to_exclude)
-    module.eval()
-
-
-def casts_the_model(module, target_class, module_name_to_exclude):
-    walks(module, target_class, module_name_to_exclude)
-    module.half()
-
-
-def keeps_the_float_weight(module, target_class, module_name_to_exclude):
-    def make(linear, target):
-        new = make_new(linear, target)
-        new.weight = linear.weight
-        return new
-
-    walks(module, target_class, module_name_to_exclude, make)
-
-
-def casts_the_new_layer(module, target_class, module_name_to_exclude):
-    def make(linear, target):
-        return make_new(linear, target).to(linear.weight.dtype)
-
-    walks(module, target_class, module_name_to_exclude, make)
-
-
-def stops_at_the_first(module, target_class, module_name_to_exclude):
-    for name, child in module.named_children():
-        if isinstance(child, Linear) and name not in module_name_to_exclude:
-            setattr(module, name, make_new(child, target_class))
-            return
-        stops_at_the_first(child, target_class, module_name_to_exclude)
-
-
-def returns_into_the_first_child(module, target_class, module_name_to_exclude):
-    for name, child in module.named_children():
-        if isinstance(child, Linear) and name not in module_name_to_exclude:
-            setattr(module, name, make_new(child, target_class))
-        elif next(child.children(), None) is not None:
-            return returns_into_the_first_child(child, target_class, module_name_to_exclude)
-
-
-def excludes_nothing(module, target_class, module_name_to_exclude):
-    walks(module, target_class, [])
-
-
-def replaces_what_is_excluded(module, target_class, module_name_to_exclude):
-    walks(module, target_class, module_name_to_exclude, is_excluded=lambda name, excluded: name not in excluded)
-
-
-def forgets_the_exclusions_below(module, target_class, module_name_to_exclude):
-    for name, child in module.named_children():
-        if isinstance(child, Linear) and name not in module_name_to_exclude:
-            setattr(module, name, make_new(child, target_class))
-        else:
-            walks(child, target_class, [])
-
-
-def excludes_names_that_contain_one(module, target_class, module_name_to_exclude):
-    contains = lambda name, excluded: any(part in name for part in excluded)  # noqa: E731 - as people write it
-    walks(module, target_class, module_name_to_exclude, is_excluded=contains)
-
-
-def excludes_names_that_are_part_of_one(module, target_class, module_name_to_exclude):
-    walks(module, target_class, module_name_to_exclude, is_excluded=lambda name, excluded: name in " ".join(excluded))
-
-
-def stops_at_an_excluded_one(module, target_class, module_name_to_exclude):
-    for name, child in module.named_children():
-        if name in module_name_to_exclude:
-            break
-        if isinstance(child, Linear):
-            setattr(module, name, make_new(child, target_class))
-        else:
-            stops_at_an_excluded_one(child, target_class, module_name_to_exclude)
-
-
-def replaces_all_that_has_a_weight(module, target_class, module_name_to_exclude):
-    for name, child in module.named_children():
-        if hasattr(child, "weight") and name not in module_name_to_exclude:
-            setattr(module, name, make_new(child, target_class))
-        else:
-            replaces_all_that_has_a_weight(child, target_class, module_name_to_exclude)
-
-
-def replaces_all_without_children(module, target_class, module_name_to_exclude):
-    for name, child in module.named_children():
-        if next(child.children(), None) is None and name not in module_name_to_exclude:
-            setattr(module, name, make_new(child, target_class))
-        else:
-            replaces_all_without_children(child, target_class, module_name_to_exclude)
-
-
-def sets_the_class(module, target_class, module_name_to_exclude):
-    walks(module, target_class, module_name_to_exclude, make=lambda linear, target: target)
-
-
-def made(*which, mode=True, device=True):
-    """A mistake that makes the new layer in another way: `which` are functions of the Linear, one an argument."""
-
-    def mistaken(module, target_class, module_name_to_exclude):
-        def make(linear, target):
-            with linear.weight.device if device else torch.device("cpu"):
-                new = target(*(argument(linear) for argument in which))
-            return new.train(linear.training if mode else True)
-
-        walks(module, target_class, module_name_to_exclude, make)
-
-    return mistaken
-
-
-def inputs(linear):
-    return linear.in_features
-
-
-def outputs(linear):
-    return linear.out_features
-
-
-def has_bias(linear):
-    return linear.bias is not None
-
-
-def dtype(linear):
-    return linear.weight.dtype
-
-
-drops_the_bias = made(inputs, outputs, lambda linear: False, dtype)
-gives_all_a_bias = made(inputs, outputs, lambda linear: True, dtype)
-turns_the_bias_round = made(inputs, outputs, lambda linear: linear.bias is None, dtype)
-hands_over_the_bias = made(inputs, outputs, lambda linear: linear.bias, dtype)
-forgets_the_dtype = made(inputs, outputs, has_bias)
-forgets_bias_and_dtype = made(inputs, outputs)
-swaps_the_features = made(outputs, inputs, has_bias, dtype)
-swaps_bias_and_dtype = made(inputs, outputs, dtype, has_bias)
-loses_the_mode = made(inputs, outputs, has_bias, dtype, mode=False)
-loses_the_device = made(inputs, outputs, has_bias, dtype, device=False)
-loses_mode_and_device = made(inputs, outputs, has_bias, dtype, mode=False, device=False)
-
-
-def deletes_first(module, target_class, module_name_to_exclude):
-    for name, child in list(module.named_children()):
-        if isinstance(child, Linear) and name not in module_name_to_exclude:
-            delattr(module, name)
-            setattr(module, name, make_new(child, target_class))
-        else:
-            deletes_first(child, target_class, module_name_to_exclude)
-
+# The lines of the key that several mistakes change.
+CALL = "replace_linear_with_target(child, target_class, module_name_to_exclude)"
+IS_LEFT = "name not in module_name_to_exclude"
 
 REPLACE_LINEAR_WITH_TARGET = Exercise(
     id="11.1",
@@ -342,94 +130,181 @@ REPLACE_LINEAR_WITH_TARGET = Exercise(
         Case("new layers that hold a Linear themselves", (flat, Wrapper, []), use=replaced),
         Case("a model in evaluation mode", (in_evaluation_mode, New, []), use=replaced),
         Case("a model on the meta device", (on_meta, New, []), use=replaced),
+        Case("a layer in evaluation mode", (with_one_layer_in_evaluation_mode, New, []), use=replaced),
     ],
     mistakes=[
-        Mistake(never_goes_down, "with the model's own children alone; call the function on each child that stays"),
-        Mistake(goes_down_one_level, "with children and grandchildren alone; the function has to call itself"),
+        Mistake(edit(CALL, "pass"), "with the model's own children alone; call the function on each child that stays"),
         Mistake(
-            sets_dotted_names,
-            'with `setattr(module, "a.b", …)` inside a loop over `named_modules`: it adds a child of that name to the '
-            "module that the loop walks over",
+            edit(
+                "name, child in module.named_children()",
+                "above, name, child in [(m, *pair) for m in [module, *module.children()] for pair in m.named_children()]",
+                "setattr(module",
+                "setattr(above",
+                CALL,
+                "pass",
+            ),
+            "with children and grandchildren alone; the function has to call itself",
         ),
         Mistake(
-            sets_dotted_names_of_a_list,
-            'with `setattr(module, "a.b", …)`: it adds a child of that name to the top of the model, and the old layer '
-            "stays where it was; set the child on its own parent",
+            edit("named_children", "named_modules", "name not in", 'name.rpartition(".")[2] not in', CALL, "pass"),
+            'with `setattr(module, "a.b", …)` inside a loop over `named_modules`: it adds a child of that name to the module that the loop walks over',
         ),
         Mistake(
-            assigns_to_the_variable,
-            "with the new layer assigned to the loop's variable, which the model never sees; use `setattr` on the "
-            "parent",
+            edit(
+                "module.named_children()",
+                "list(module.named_modules())",
+                "name not in",
+                'name.rpartition(".")[2] not in',
+                CALL,
+                "pass",
+            ),
+            'with `setattr(module, "a.b", …)`: it adds a child of that name to the top of the model, and the old layer stays where it was; set the child on its own parent',
         ),
-        Mistake(works_on_a_copy, "with a changed copy returned; the model itself has to change"),
-        Mistake(walks_into_the_new, "with the new layers walked into as well: their own parts are replaced too"),
-        Mistake(stops_at_the_first, "with a `return` after the first layer that was replaced"),
         Mistake(
-            returns_into_the_first_child,
+            edit("named_children", "named_modules"),
+            "with `named_modules`, which gives the module itself first: the function calls itself with what it was called with",
+        ),
+        Mistake(
+            edit("setattr(module, name, layer.train(child.training))", "child = layer.train(child.training)"),
+            "with the new layer assigned to the loop's variable, which the model never sees; use `setattr` on the parent",
+        ),
+        Mistake(
+            edit("setattr(module, name, layer.train(child.training))", "module.name = layer.train(child.training)"),
+            "with `module.name = …`, which sets an attribute called name; `setattr(module, name, …)` takes the name that the variable holds",
+        ),
+        Mistake(
+            edit(
+                "for name",
+                "import copy; module = copy.deepcopy(module)\n    for name",
+                CALL,
+                CALL + "\n    return module",
+            ),
+            "with a changed copy returned; the model itself has to change",
+        ),
+        Mistake(
+            edit("    else:\n            " + CALL, CALL.replace("child", "getattr(module, name)")),
+            "with the new layers walked into as well: their own parts are replaced too",
+        ),
+        Mistake(
+            edit("(child.training))", "(child.training))\n            return"),
+            "with a `return` after the first layer that was replaced",
+        ),
+        Mistake(
+            edit("else:", "elif next(child.children(), None) is not None:", CALL, "return " + CALL),
             "with `return` before the call on a child: the children after it are never reached",
         ),
-        Mistake(excludes_nothing, "without a look at `module_name_to_exclude`"),
-        Mistake(replaces_what_is_excluded, "with the test turned round: only what is excluded was replaced"),
         Mistake(
-            forgets_the_exclusions_below,
-            "with the list of exclusions heeded at the top alone: hand it on to the call for the children, and compare it "
-            "with the name that the parent gives, not with a path",
+            edit(CALL, "return " + CALL),
+            "with `return` before the call, even for a child that has no children, such as a ReLU: the loop ends there",
+        ),
+        Mistake(edit(" and " + IS_LEFT, ""), "without a look at `module_name_to_exclude`"),
+        Mistake(edit("name not in", "name in"), "with the test turned round: only what is excluded was replaced"),
+        Mistake(
+            edit(CALL, "replace_linear_with_target(child, target_class, [])"),
+            "with the list of exclusions heeded at the top alone: hand it on to the call for the children, and compare it with the name that the parent gives, not with a path",
         ),
         Mistake(
-            excludes_names_that_contain_one,
+            edit(IS_LEFT, "not any(part in name for part in module_name_to_exclude)"),
             'with every name excluded that contains one of the list: "gate_up" is not "up"',
         ),
         Mistake(
-            excludes_names_that_are_part_of_one,
+            edit(IS_LEFT, 'name not in " ".join(module_name_to_exclude)'),
             'with every name excluded that is part of one in the list: "up" is not "gate_up"',
         ),
         Mistake(
-            stops_at_an_excluded_one,
-            "with `break` at an excluded name: it ends the loop, and the children after it are left too; `continue` "
-            "goes on with the next",
+            edit("if isinstance", "if name in module_name_to_exclude:\n            break\n        if isinstance"),
+            "with `break` at an excluded name: it ends the loop, and the children after it are left too; `continue` goes on with the next",
         ),
         Mistake(
-            leaves_whole_blocks,
+            edit("if isinstance", "if name in module_name_to_exclude:\n            continue\n        if isinstance"),
             "with a block left out because it has the name of an excluded layer; only a Linear of that name is left",
         ),
-        Mistake(sets_the_mode_of_all, "with the mode of the whole model set; set that of the new layer alone"),
-        Mistake(casts_the_model, "with the whole model cast; only the linear layers change"),
-        Mistake(keeps_the_float_weight, "with the float weight put into the new layer; it is to be empty"),
         Mistake(
-            casts_the_new_layer,
-            "with the new layer cast to the weight's dtype, its own scales as well; `.to(child.weight.device)` moves a "
-            "layer and casts nothing",
+            edit(CALL, CALL + "\n    module.eval()"),
+            "with the mode of the whole model set; set that of the new layer alone",
         ),
-        Mistake(replaces_all_that_has_a_weight, "with everything taken that has a weight; norms and embeddings do"),
-        Mistake(replaces_all_without_children, "with everything taken that has no children; activations have none"),
-        Mistake(sets_the_class, "with the class itself put in; call it, to make a layer"),
-        Mistake(drops_the_bias, "with no bias for any layer"),
-        Mistake(gives_all_a_bias, "with a bias for every layer; `child.bias` is None where there is none"),
-        Mistake(turns_the_bias_round, "with a bias just where there was none"),
+        Mistake(edit(CALL, CALL + "\n    module.half()"), "with the whole model cast; only the linear layers change"),
         Mistake(
-            hands_over_the_bias,
+            edit("setattr(", "layer.weight = child.weight\n            setattr("),
+            "with the float weight put into the new layer; it is to be empty",
+        ),
+        Mistake(
+            edit("setattr(", "layer.bias = child.bias\n            setattr("),
+            "with the old bias put into the new layer; it is to be empty",
+        ),
+        Mistake(
+            edit(
+                "layer.train(child.training))", "layer.train(child.training))\n            layer.quantize(child.weight)"
+            ),
+            "with the new layer quantized at once, which not every `target_class` can be; here it stays empty",
+        ),
+        Mistake(
+            edit("layer.train(", "layer.to(child.weight.dtype).train("),
+            "with the new layer cast to the weight's dtype, its own scales as well; `.to(child.weight.device)` moves a layer and casts nothing",
+        ),
+        Mistake(
+            edit("isinstance(child, torch.nn.Linear)", 'hasattr(child, "weight")'),
+            "with everything taken that has a weight; norms and embeddings do",
+        ),
+        Mistake(
+            edit("isinstance(child, torch.nn.Linear)", "not list(child.children())"),
+            "with everything taken that has no children; activations have none",
+        ),
+        Mistake(
+            edit("layer.train(child.training)", "target_class"),
+            "with the class itself put in; call it, to make a layer",
+        ),
+        Mistake(edit("child.bias is not None", "False"), "with no bias for any layer"),
+        Mistake(
+            edit("child.bias is not None", "True"),
+            "with a bias for every layer; `child.bias` is None where there is none",
+        ),
+        Mistake(edit("is not None", "is None"), "with a bias just where there was none"),
+        Mistake(
+            edit("child.bias is not None", "child.bias"),
             "with the bias itself handed over; the new layer only wants to know whether there is one",
         ),
-        Mistake(forgets_the_dtype, "without the weight's dtype: the new layer takes float32"),
-        Mistake(forgets_bias_and_dtype, "with the sizes alone: the new layer needs the bias and the dtype too"),
+        Mistake(edit(", child.weight.dtype", ""), "without the weight's dtype: the new layer takes float32"),
         Mistake(
-            swaps_the_features,
+            edit(", child.bias is not None, child.weight.dtype", ""),
+            "with the sizes alone: the new layer needs the bias and the dtype too",
+        ),
+        Mistake(
+            edit("child.in_features, child.out_features", "*child.weight.shape"),
             "with inputs and outputs swapped: the inputs come first, though `weight.shape` begins with the outputs",
         ),
-        Mistake(swaps_bias_and_dtype, "with the dtype before the bias; the order is inputs, outputs, bias, dtype"),
         Mistake(
-            loses_the_mode,
+            edit("child.bias is not None, child.weight.dtype", "child.weight.dtype, child.bias is not None"),
+            "with the dtype before the bias; the order is inputs, outputs, bias, dtype",
+        ),
+        Mistake(
+            edit(".train(child.training)", ""),
             "with a new layer in training mode, as every layer is born; `.train(child.training)` sets it",
         ),
-        Mistake(loses_the_device, "with a new layer on the CPU; make it on, or move it to, `child.weight.device`"),
         Mistake(
-            loses_mode_and_device,
+            edit(".train(child.training)", ".eval()"),
+            "with every new layer in evaluation mode, whatever the old was in",
+        ),
+        Mistake(
+            edit("train(child.training)", "train(module.training)"),
+            "with the mode of the module around it; a layer has a mode of its own, `child.training`",
+        ),
+        Mistake(
+            edit("child.weight.device", 'torch.device("cpu")'),
+            "with a new layer on the CPU; make it on, or move it to, `child.weight.device`",
+        ),
+        Mistake(
+            edit("child.weight.device", 'torch.device("cpu")', ".train(child.training)", ""),
             "with a new layer as it is born, in training mode and on the CPU, whatever the old was",
         ),
         Mistake(
-            deletes_first,
-            "with the old layer deleted before the new one is set: it moves to the end, and the order of children is "
-            "the order in which a Sequential runs them",
+            edit(
+                "module.named_children()",
+                "list(module.named_children())",
+                "setattr(",
+                "delattr(module, name)\n            setattr(",
+            ),
+            "with the old layer deleted before the new one is set: it moves to the end, and the order of children is the order in which a Sequential runs them",
         ),
     ],
     parts=("the model",),
@@ -489,185 +364,6 @@ def gpt2_like():
     return ModuleDict({"wte": Embedding(5, 4), "c_attn": conv1d(4, 12), "c_proj": conv1d(4, 4)})
 
 
-def parents(model):
-    """What a mistake needs: (name, layer) of each module, one that stands in several places once."""
-    return list(model.named_modules())
-
-
-def chosen(model, ignore, modules=None, ignored=is_ignored, linear=is_linear, shared=None):
-    """A right answer whose parts the mistakes below replace one at a time."""
-    modules = parents(model) if modules is None else modules
-    shared = held_by_others if shared is None else shared
-    return [
-        name
-        for name, layer in modules
-        if name and linear(layer) and not ignored(name, layer, ignore) and not shared(model, layer)
-    ]
-
-
-def held_by_others(model, layer):
-    return any(
-        weight is layer.weight
-        for other in model.modules()
-        if other is not layer
-        for weight in other.parameters(recurse=False)
-    )
-
-
-def looks_at_children_alone(model, ignore):
-    return chosen(model, ignore, modules=list(model.named_children()))
-
-
-def gives_bare_names(model, ignore):
-    return [name.rpartition(".")[2] for name in layers_to_quantize(model, ignore)]
-
-
-def ignores_nothing(model, ignore):
-    return layers_to_quantize(model, ())
-
-
-def ignores_by_the_whole_name(model, ignore):
-    return chosen(model, ignore, ignored=lambda name, layer, ignore: name in ignore)
-
-
-def ignores_by_the_last_name(model, ignore):
-    return chosen(model, ignore, ignored=lambda name, layer, ignore: name.rpartition(".")[2] in ignore)
-
-
-def ignores_by_substring(model, ignore):
-    return chosen(model, ignore, ignored=lambda name, layer, ignore: any(rule.strip("*.") in name for rule in ignore))
-
-
-def gives_what_is_ignored(model, ignore):
-    return chosen(model, ignore, ignored=lambda name, layer, ignore: not is_ignored(name, layer, ignore))
-
-
-def takes_tied_layers_too(model, ignore):
-    return chosen(model, ignore, shared=lambda model, layer: False)
-
-
-def compares_linear_layers_alone(model, ignore):
-    def shared(model, layer):
-        return any(m is not layer and m.weight is layer.weight for m in model.modules() if is_linear(m))
-
-    return chosen(model, ignore, shared=shared)
-
-
-def compares_with_embeddings_alone(model, ignore):
-    def shared(model, layer):
-        return any(m.weight is layer.weight for m in model.modules() if isinstance(m, Embedding))
-
-    return chosen(model, ignore, shared=shared)
-
-
-def keeps_the_first_of_two(model, ignore):
-    seen, names = set(), []
-    for name, layer in model.named_modules():
-        new = id(getattr(layer, "weight", None)) not in seen
-        seen.update(map(id, layer.parameters(recurse=False)))
-        if name and new and is_linear(layer) and not is_ignored(name, layer, ignore):
-            names.append(name)
-    return names
-
-
-def compares_values(model, ignore):
-    def shared(model, layer):
-        return any(
-            weight.shape == layer.weight.shape and torch.equal(weight, layer.weight)
-            for other in model.modules()
-            if other is not layer
-            for weight in other.parameters(recurse=False)
-        )
-
-    return chosen(model, ignore, shared=shared)
-
-
-def compares_addresses(model, ignore):
-    def shared(model, layer):
-        return any(
-            weight.data_ptr() == layer.weight.data_ptr()
-            for other in model.modules()
-            if other is not layer
-            for weight in other.parameters(recurse=False)
-        )
-
-    return chosen(model, ignore, shared=shared)
-
-
-def counts_the_parents(model, ignore):
-    def shared(model, layer):
-        return sum(any(p is layer.weight for p in other.parameters()) for other in model.modules()) > 1
-
-    return chosen(model, ignore, shared=shared)
-
-
-def counts_names(model, ignore):
-    def shared(model, layer):
-        return sum(p is layer.weight for _, p in model.named_parameters(remove_duplicate=False)) > 1
-
-    return chosen(model, ignore, shared=shared)
-
-
-def names_a_shared_layer_twice(model, ignore):
-    return chosen(model, ignore, modules=list(model.named_modules(remove_duplicate=False)))
-
-
-def ignores_by_patterns_alone(model, ignore):
-    def ignored(name, layer, ignore):
-        return any(fnmatch.fnmatch(name, pattern) for rule in ignore for pattern in (rule, f"*.{rule}"))
-
-    return chosen(model, ignore, ignored=ignored)
-
-
-def ignores_whatever_ends_so(model, ignore):
-    def ignored(name, layer, ignore):
-        return any(rule(name, layer) if callable(rule) else fnmatch.fnmatch(name, f"*{rule}") for rule in ignore)
-
-    return chosen(model, ignore, ignored=ignored)
-
-
-def asks_only_those_that_are_not_ignored(model, ignore):
-    def shared(model, layer):
-        return any(
-            weight is layer.weight
-            for name, other in model.named_modules()
-            if other is not layer and not is_ignored(name, other, ignore)
-            for weight in other.parameters(recurse=False)
-        )
-
-    return chosen(model, ignore, shared=shared)
-
-
-def forgets_conv1d(model, ignore):
-    return chosen(model, ignore, linear=lambda layer: isinstance(layer, Linear))
-
-
-def takes_all_with_a_matrix(model, ignore):
-    matrix = lambda layer: any(p.ndim > 1 for p in layer.parameters(recurse=False))  # noqa: E731 - as people write it
-    return chosen(model, ignore, linear=matrix)
-
-
-def takes_all_with_a_weight(model, ignore):
-    return chosen(model, ignore, linear=lambda layer: hasattr(layer, "weight"))
-
-
-def names_the_model_itself(model, ignore):
-    modules = [(name or "the model", layer) for name, layer in parents(model)]
-    return [name if name != "the model" else "" for name in chosen(model, ignore, modules)]
-
-
-def gives_the_layers(model, ignore):
-    return [model.get_submodule(name) for name in layers_to_quantize(model, ignore)]
-
-
-def gives_pairs(model, ignore):
-    return [(name, model.get_submodule(name)) for name in layers_to_quantize(model, ignore)]
-
-
-def gives_parameters(model, ignore):
-    return [f"{name}.weight" for name in layers_to_quantize(model, ignore)]
-
-
 def named(answer, make, ignore):
     """What the exercise compares: the list of names, in words where it holds something else."""
     result = answer(make(), ignore)
@@ -675,6 +371,11 @@ def named(answer, make, ignore):
         return Words("a list of " + ", ".join(sorted({type(item).__name__ for item in result})))
     return result
 
+
+# The parts of the key that several mistakes change.
+HOLDERS = "for _, module in modules for weight in module.parameters(recurse=False)"
+IS_IGNORED = "is_ignored(name, layer, ignore)"
+NAME = "        name\n"
 
 LAYERS_TO_QUANTIZE = Exercise(
     id="11.2",
@@ -701,70 +402,117 @@ LAYERS_TO_QUANTIZE = Exercise(
         Case("a model that is a single Linear", (lambda: Linear(2, 3), ()), use=named),
     ],
     mistakes=[
-        Mistake(looks_at_children_alone, "with the model's own children alone; `named_modules` goes all the way down"),
-        Mistake(gives_bare_names, "with the last part of each name alone; the path is needed to find the layer again"),
-        Mistake(ignores_nothing, "without a look at `ignore`"),
         Mistake(
-            ignores_by_the_whole_name,
+            edit("layer in modules", "layer in model.named_children()"),
+            "with the model's own children alone; `named_modules` goes all the way down",
+        ),
+        Mistake(
+            edit(NAME, '        name.rpartition(".")[2]\n'),
+            "with the last part of each name alone; the path is needed to find the layer again",
+        ),
+        Mistake(edit(" and not " + IS_IGNORED, ""), "without a look at `ignore`"),
+        Mistake(
+            edit(IS_IGNORED, "name in ignore"),
             "with whole names compared; a rule may also be a layer's last name or a glob: `is_ignored` knows",
         ),
         Mistake(
-            ignores_by_the_last_name,
+            edit(IS_IGNORED, 'name.rpartition(".")[2] in ignore'),
             "with last names compared; a rule may also be a path or a glob: `is_ignored` knows",
         ),
-        Mistake(ignores_by_substring, 'with every name ignored that contains the rule: "ea" is not "head"'),
-        Mistake(gives_what_is_ignored, "with the test turned round: these are the layers that are ignored"),
         Mistake(
-            takes_tied_layers_too,
+            edit(IS_IGNORED, 'any(rule.strip("*.") in name for rule in ignore)'),
+            'with every name ignored that contains the rule: "ea" is not "head"',
+        ),
+        Mistake(
+            edit("not is_ignored", "is_ignored"), "with the test turned round: these are the layers that are ignored"
+        ),
+        Mistake(
+            edit(" and holders[id(layer.weight)] == 1", ""),
             "without a look at who else holds the weight: replacing a tied layer unties it, and the model grows",
         ),
         Mistake(
-            compares_linear_layers_alone,
+            edit("== 1", "> 1"),
+            "with the count turned round: these are the layers whose weight another module holds too",
+        ),
+        Mistake(
+            edit("in modules for", "in modules if is_linear(module) for"),
             "with linear layers compared among themselves; it is mostly an embedding that holds the weight too",
         ),
         Mistake(
-            compares_with_embeddings_alone,
+            edit("in modules for", "in modules if isinstance(module, torch.nn.Embedding) for", "== 1", "== 0"),
             "with embeddings looked at and nothing else; two linear layers may hold one weight too",
         ),
         Mistake(
-            keeps_the_first_of_two,
+            edit(
+                "Counter(id(weight) for _, module in modules",
+                "dict((id(weight), module) for _, module in reversed(modules)",
+                "holders[id(layer.weight)] == 1",
+                "holders[id(layer.weight)] is layer",
+            ),
             "with the first holder of a shared weight kept; replacing any one of them unties it from the rest",
         ),
         Mistake(
-            compares_values, "with weights taken for one because their values are equal; ask with `is`, or by `id`"
+            edit("id(weight)", "str(weight.tolist())", "id(layer.weight)", "str(layer.weight.tolist())"),
+            "with weights taken for one because their values are equal; ask with `is`, or by `id`",
         ),
         Mistake(
-            compares_addresses,
-            "with weights told apart by `data_ptr`; on the meta device all of them have address 0: ask with `is`, or "
-            "by `id`",
+            edit("id(weight)", "weight.data_ptr()", "id(layer.weight)", "layer.weight.data_ptr()"),
+            "with weights told apart by `data_ptr`; on the meta device all of them have address 0: ask with `is`, or by `id`",
         ),
         Mistake(
-            counts_the_parents,
-            "with `parameters()` of every module: it reaches into the children, so each parent counts as a holder; "
-            "`recurse=False` asks the module alone",
+            edit("Counter(id(weight)", "list(weight", "holders[id(layer.weight)]", "holders.count(layer.weight)"),
+            "with `in` or `count`, which compare tensors by `==`, number by number; ask with `is`, or by `id`",
         ),
         Mistake(
-            counts_names,
+            edit("recurse=False", ""),
+            "with `parameters()` of every module: it reaches into the children, so each parent counts as a holder; `recurse=False` asks the module alone",
+        ),
+        Mistake(
+            edit(HOLDERS, "for _, weight in model.named_parameters(remove_duplicate=False)"),
             "with names counted: a layer that stands in two places has two, and is still one holder; count modules",
         ),
-        Mistake(names_a_shared_layer_twice, "with a layer that stands in two places named twice; it is one layer"),
         Mistake(
-            ignores_by_patterns_alone, "with names and globs alone; a rule may also be a function: `is_ignored` knows"
+            edit("layer in modules", "layer in model.named_modules(remove_duplicate=False)"),
+            "with a layer that stands in two places named twice; it is one layer",
         ),
-        Mistake(ignores_whatever_ends_so, 'with every name ignored that ends in the rule: "up" is not "gate_up"'),
         Mistake(
-            asks_only_those_that_are_not_ignored,
+            edit(IS_IGNORED, 'any(fnmatch.fnmatch(name, glob) for rule in ignore for glob in (rule, f"*.{rule}"))'),
+            "with names and globs alone; a rule may also be a function: `is_ignored` knows",
+        ),
+        Mistake(
+            edit(
+                IS_IGNORED,
+                'any(rule(name, layer) if callable(rule) else fnmatch.fnmatch(name, f"*{rule}") for rule in ignore)',
+            ),
+            'with every name ignored that ends in the rule: "up" is not "gate_up"',
+        ),
+        Mistake(
+            edit("for _, module in modules", "for name, module in modules if not is_ignored(name, module, ignore)"),
             "with ignored layers not asked for their weights; they hold them all the same",
         ),
-        Mistake(forgets_conv1d, "with nn.Linear alone; `is_linear` knows transformers' Conv1D too"),
-        Mistake(takes_all_with_a_matrix, "with every module that holds a matrix; an embedding looks rows up"),
-        Mistake(takes_all_with_a_weight, "with every module that has a weight; norms and embeddings have one"),
         Mistake(
-            names_the_model_itself, "with the model itself, whose name is empty; it has no parent to be replaced in"
+            edit("is_linear(layer)", "isinstance(layer, torch.nn.Linear)"),
+            "with nn.Linear alone; `is_linear` knows transformers' Conv1D too",
         ),
-        Mistake(gives_the_layers, "with the layers in place of their names"),
-        Mistake(gives_pairs, "with (name, layer) pairs; give the names alone"),
-        Mistake(gives_parameters, "with the names of the weights; give those of the layers"),
+        Mistake(
+            edit("is_linear(layer)", "any(p.ndim > 1 for p in layer.parameters(recurse=False))"),
+            "with every module that holds a matrix; an embedding looks rows up",
+        ),
+        Mistake(
+            edit("is_linear(layer)", 'hasattr(layer, "weight")'),
+            "with every module that has a weight; norms and embeddings have one",
+        ),
+        Mistake(
+            edit("if name and", "if"),
+            "with the model itself, whose name is empty; it has no parent to be replaced in",
+        ),
+        Mistake(
+            edit("return [", "return sorted(", "    ]", "    )"),
+            "with the names sorted; keep the order of `named_modules`",
+        ),
+        Mistake(edit(NAME, "        layer\n"), "with the layers in place of their names"),
+        Mistake(edit(NAME, "        (name, layer)\n"), "with (name, layer) pairs; give the names alone"),
+        Mistake(edit(NAME, '        f"{name}.weight"\n'), "with the names of the weights; give those of the layers"),
     ],
     hints=[
         "Go over `model.named_modules()`. Three things rule a module out: it is not linear, it is ignored, or some other "

@@ -2,7 +2,8 @@
 
 import torch
 
-from course.exercises.exercise import Case, Exercise, Mistake
+from course.exercises.exercise import Case, Exercise
+from course.exercises.mistakes import Mistake, edit
 from qlib.packing import get_field, put_field
 
 BYTES = torch.tensor([177, 255, 0, 90], dtype=torch.uint8)
@@ -12,71 +13,7 @@ WORDS = torch.tensor([[-0x7654_3210, 0x0123_4567], [-1, 0x7FFF_FFFF]], dtype=tor
 
 # ---------------------------------------------------------------- 14.1 get_field
 
-
-def takes_all_above(word, offset, bits):
-    return word >> offset
-
-
-def takes_the_lowest(word, offset, bits):
-    return word & (2**bits - 1)
-
-
-def leaves_it_in_its_place(word, offset, bits):
-    return word & ((2**bits - 1) << offset)
-
-
-def masks_before_the_shift(word, offset, bits):
-    return (word & (2**bits - 1)) >> offset
-
-
-def shifts_to_the_left(word, offset, bits):
-    return (word << offset) & (2**bits - 1)
-
-
-def masks_with_a_power_of_two(word, offset, bits):
-    return (word >> offset) & 2**bits
-
-
-def forgets_the_brackets(word, offset, bits):
-    return (word >> offset) & (1 << bits - 1)
-
-
-def masks_in_place_alone(word, offset, bits):
-    return (word & ((2**bits - 1) << offset)) >> offset
-
-
-def takes_a_remainder_first(word, offset, bits):
-    return word % 2 ** (offset + bits) // 2**offset
-
-
-def reads_into_the_word(word, offset, bits):
-    word >>= offset
-    word &= 2**bits - 1
-    return word
-
-
-def masks_with_the_width(word, offset, bits):
-    return (word >> offset) & bits
-
-
-def counts_the_offset_in_fields(word, offset, bits):
-    return (word >> (offset * bits)) & (2**bits - 1)
-
-
-def counts_the_offset_from_the_top(word, offset, bits):
-    return (word >> (8 - offset - bits)) & (2**bits - 1)
-
-
-def ors_the_mask(word, offset, bits):
-    return (word >> offset) | (2**bits - 1)
-
-
-def divides_by_the_offset(word, offset, bits):
-    return (word // max(offset, 1)) % 2**bits
-
-
-def shifts_up_and_down_in_a_byte(word, offset, bits):
-    return ((word << (8 - offset - bits)) & 255) >> (8 - bits)
+FIELD, MASK = "(word >> offset) & (2**bits - 1)", "(2**bits - 1)"
 
 
 def how_read(args, index):
@@ -101,36 +38,56 @@ GET_FIELD = Exercise(
         Case("a tensor of 32-bit words, offset 9 and 7 bits", (WORDS, 9, 7)),
     ],
     mistakes=[
-        Mistake(takes_all_above, "with no mask after the shift: the bits above the field come along"),
-        Mistake(takes_the_lowest, "with no shift: these are the lowest bits of the word, whatever the offset"),
-        Mistake(leaves_it_in_its_place, "when the field is masked but not shifted down to the lowest bits"),
-        Mistake(masks_before_the_shift, "with the mask before the shift; at first the field is not where the mask is"),
-        Mistake(shifts_to_the_left, "with << in place of >>; the field has to come down to bit 0"),
+        Mistake(edit(f" & {MASK}", ""), "with no mask after the shift: the bits above the field come along"),
         Mistake(
-            masks_with_a_power_of_two, "with the mask 2**bits, which is a single 1; the ones below it are 2**bits - 1"
+            edit("(word >> offset)", "word"),
+            "with no shift: these are the lowest bits of the word, whatever the offset",
         ),
         Mistake(
-            forgets_the_brackets, "with 1 << bits - 1: the - comes before the <<, so it needs brackets, (1 << bits) - 1"
+            edit(FIELD, f"word & ({MASK} << offset)"),
+            "when the field is masked but not shifted down to the lowest bits",
         ),
         Mistake(
-            masks_in_place_alone,
+            edit(FIELD, f"(word & {MASK}) >> offset"),
+            "with the mask before the shift; at first the field is not where the mask is",
+        ),
+        Mistake(edit(">>", "<<"), "with << in place of >>; the field has to come down to bit 0"),
+        Mistake(edit(MASK, "2**bits"), "with the mask 2**bits, which is a single 1; the ones below it are 2**bits - 1"),
+        Mistake(
+            edit("2**bits", "1 << bits"),
+            "with 1 << bits - 1: the - comes before the <<, so it needs brackets, (1 << bits) - 1",
+        ),
+        Mistake(edit("2**bits", "(2 ^ bits)"), "with 2^bits, which is xor in Python; a power is 2**bits"),
+        Mistake(edit(MASK, "3"), "with the mask 3, whatever `bits` says"),
+        Mistake(edit("& (", "% ("), "with a remainder by 2**bits - 1; it is & (2**bits - 1), or % 2**bits"),
+        Mistake(
+            edit(FIELD, f"(word & ({MASK} << offset)) >> offset"),
             "with the mask before the shift alone: in a negative int32 the shift then brings ones in from the left",
         ),
         Mistake(
-            takes_a_remainder_first,
+            edit(FIELD, "word % 2 ** (offset + bits) // 2**offset"),
             "with a remainder by 2**(offset + bits): at the top of a byte that is 256, which a uint8 cannot hold; "
             "divide first",
         ),
-        Mistake(reads_into_the_word, "with operations in place, such as >>= on a tensor"),
-        Mistake(masks_with_the_width, "with the number of bits as the mask; 3 bits have the mask 0b111"),
-        Mistake(counts_the_offset_in_fields, "with offset * bits; the offset counts bits, not fields"),
         Mistake(
-            counts_the_offset_from_the_top, "with the offset counted from the top of a byte; it counts from the bottom"
+            edit("return (word >> offset)", "word >>= offset\n    return word"),
+            "with operations in place, such as >>= on a tensor",
         ),
-        Mistake(ors_the_mask, "with | and the mask, which sets bits to 1; & keeps them as they are"),
-        Mistake(divides_by_the_offset, "with a division by the offset; >> offset divides by 2**offset"),
+        Mistake(edit(MASK, "bits"), "with the number of bits as the mask; 3 bits have the mask 0b111"),
+        Mistake(edit(">> offset", ">> offset * bits"), "with offset * bits; the offset counts bits, not fields"),
+        Mistake(edit(">> offset", ">> offset - 1"), "with the bits counted from 1; the lowest is bit 0"),
+        Mistake(edit(">> offset", ">> bits", "2**bits", "2**offset"), "with offset and bits swapped"),
         Mistake(
-            shifts_up_and_down_in_a_byte,
+            edit(">> offset", ">> 8 - offset - bits"),
+            "with the offset counted from the top of a byte; it counts from the bottom",
+        ),
+        Mistake(edit("& (", "| ("), "with | and the mask, which sets bits to 1; & keeps them as they are"),
+        Mistake(edit(">> offset", "// offset"), "with a division by the offset; >> offset divides by 2**offset"),
+        Mistake(
+            edit(FIELD, "word / 2**offset % 2**bits"), "with /, which keeps the bits below as a fraction; // drops them"
+        ),
+        Mistake(
+            edit(FIELD, "((word << (8 - offset - bits)) & 255) >> (8 - bits)"),
             "with the upper bits pushed off the end of a byte; a word may be longer than 8 bits, so mask",
         ),
     ],
@@ -146,88 +103,11 @@ GET_FIELD = Exercise(
 # ---------------------------------------------------------------- 14.2 put_field
 
 
-def ors_without_clearing(word, value, offset, bits):
-    return word | ((value & (2**bits - 1)) << offset)
-
-
-def adds_without_clearing(word, value, offset, bits):
-    return word + ((value & (2**bits - 1)) << offset)
-
-
-def flips(word, value, offset, bits):
-    return word ^ ((value & (2**bits - 1)) << offset)
-
-
-def lets_the_value_spill(word, value, offset, bits):
-    return word & ~((2**bits - 1) << offset) | (value << offset)
-
-
-def forgets_the_rest(word, value, offset, bits):
-    return (word & 0) | ((value & (2**bits - 1)) << offset)
-
-
-def clears_the_others(word, value, offset, bits):
-    mask = (2**bits - 1) << offset
-    return (word & mask) | ((value << offset) & mask)
-
-
-def clears_the_lowest(word, value, offset, bits):
-    mask = 2**bits - 1
-    return (word & ~mask) | ((value & mask) << offset)
-
-
-def leaves_the_value_at_the_bottom(word, value, offset, bits):
-    mask = (2**bits - 1) << offset
-    return (word & ~mask) | (value & (2**bits - 1))
-
-
-def clears_and_puts_nothing(word, value, offset, bits):
-    return word & ~((2**bits - 1) << offset)
-
-
-def counts_offsets_in_fields(word, value, offset, bits):
-    return put_field(word, value, offset * bits, bits)
-
-
-def counts_offsets_from_the_top(word, value, offset, bits):
-    return put_field(word, value, max(8 - offset - bits, 0), bits)
-
-
-def keeps_a_byte_only(word, value, offset, bits):
-    mask = (2**bits - 1) << offset
-    return (word & (255 ^ (mask & 255))) | ((value << offset) & mask)
-
-
-def negates_the_mask_with_minus(word, value, offset, bits):
-    mask = (2**bits - 1) << offset
-    return (word & -mask) | ((value << offset) & mask)
-
-
-def inverts_before_the_shift(word, value, offset, bits):
-    return (word & (~(2**bits - 1) << offset)) | ((value & (2**bits - 1)) << offset)
-
-
-def writes_into_the_word(word, value, offset, bits):
-    mask = (2**bits - 1) << offset
-    word &= ~mask
-    word |= (value << offset) & mask
-    return word
-
-
 def how_written(args, index):
     word = args[0][index].item()
     value = args[1][index].item() if isinstance(args[1], torch.Tensor) else args[1]
     width = 8 if args[0].dtype is torch.uint8 else 32
     return f"the value {value} into the bits {word & (2**width - 1):0{width}b}"
-
-
-def adds_before_the_and(word, value, offset, bits):
-    return word & ~((2**bits - 1) << offset) + ((value & (2**bits - 1)) << offset)
-
-
-def writes_into_the_value(word, value, offset, bits):
-    value &= 2**bits - 1
-    return put_field(word, value, offset, bits)
 
 
 PUT_FIELD = Exercise(
@@ -248,27 +128,72 @@ PUT_FIELD = Exercise(
         Case("a tensor of 32-bit words, the value 6, offset 20 and 4 bits", (WORDS, 6, 20, 4)),
     ],
     mistakes=[
-        Mistake(ors_without_clearing, "with | alone: ones that were in the field before stay there; clear it first"),
-        Mistake(adds_without_clearing, "with + and the field not cleared: what was in it is added to, and may carry"),
-        Mistake(flips, "with ^: where the field held a 1, a 1 of the value turns it to 0; clear it first"),
-        Mistake(lets_the_value_spill, "when the value is not masked: its upper bits spill into the next field"),
-        Mistake(forgets_the_rest, "when the rest of the word is lost; only the field may change"),
-        Mistake(clears_the_others, "with the mask the wrong way round: & ~mask clears the field, & mask all the rest"),
-        Mistake(clears_the_lowest, "when the mask that clears is not shifted to the field"),
-        Mistake(leaves_the_value_at_the_bottom, "when the value is not shifted to the field"),
-        Mistake(clears_and_puts_nothing, "when the field is cleared and the value never put in"),
-        Mistake(counts_offsets_in_fields, "with offset * bits; the offset counts bits, not fields"),
         Mistake(
-            counts_offsets_from_the_top, "with the offset counted from the top of a byte; it counts from the bottom"
+            edit("(word & ~mask)", "word"),
+            "with | alone: ones that were in the field before stay there; clear it first",
         ),
         Mistake(
-            keeps_a_byte_only, "with a mask of 8 bits for the rest, which cuts longer words off; ~mask has them all"
+            edit("(word & ~mask) |", "word +"),
+            "with + and the field not cleared: what was in it is added to, and may carry",
         ),
-        Mistake(negates_the_mask_with_minus, "with -mask in place of ~mask: they differ by one"),
-        Mistake(inverts_before_the_shift, "with ~ before the shift: zeros come in below, and clear what lies there"),
-        Mistake(adds_before_the_and, "with a + that Python does before the &: it needs brackets, or | in its place"),
-        Mistake(writes_into_the_word, "with operations in place, such as &= on a tensor"),
-        Mistake(writes_into_the_value, "with &= on the value; when it is a tensor, that changes the caller's"),
+        Mistake(
+            edit("(word & ~mask) |", "word ^"),
+            "with ^: where the field held a 1, a 1 of the value turns it to 0; clear it first",
+        ),
+        Mistake(edit(" & mask)", ")"), "when the value is not masked: its upper bits spill into the next field"),
+        Mistake(
+            edit("(value << offset) & mask", "min(value, 2**bits - 1) << offset"),
+            "with a clamp; a value that is too wide keeps its lowest bits",
+        ),
+        Mistake(edit("word & ~mask", "word & 0"), "when the rest of the word is lost; only the field may change"),
+        Mistake(
+            edit("~mask", "mask"), "with the mask the wrong way round: & ~mask clears the field, & mask all the rest"
+        ),
+        Mistake(edit("~mask", f"~{MASK}"), "when the mask that clears is not shifted to the field"),
+        Mistake(edit("(value << offset) & mask", f"value & {MASK}"), "when the value is not shifted to the field"),
+        Mistake(
+            edit("value << offset", "value << bits"), "when the value is shifted by `bits`; it goes up to the offset"
+        ),
+        Mistake(edit(" | ((value << offset) & mask)", ""), "when the field is cleared and the value never put in"),
+        Mistake(
+            edit("    mask", "    offset = offset * bits\n    mask"),
+            "with offset * bits; the offset counts bits, not fields",
+        ),
+        Mistake(
+            edit("    mask", "    offset = 8 - offset - bits\n    mask"),
+            "with the offset counted from the top of a byte; it counts from the bottom",
+        ),
+        Mistake(edit(MASK, "2**bits"), "with the mask 2**bits, which is a single 1; the ones below it are 2**bits - 1"),
+        Mistake(edit("2**bits", "1 << bits"), "with 1 << bits - 1: the - comes before the <<; write (1 << bits) - 1"),
+        Mistake(edit("2**bits", "(2 ^ bits)"), "with 2^bits, which is xor in Python; a power is 2**bits"),
+        Mistake(edit(MASK, "3"), "with the mask 3, whatever `bits` says"),
+        Mistake(
+            edit("~mask", "~mask & 255"),
+            "with a mask of 8 bits for the rest, which cuts longer words off; ~mask has them all",
+        ),
+        Mistake(
+            edit("~mask", "(255 - mask)"), "with 255 - mask, which fits a byte alone; ~mask fits words of any length"
+        ),
+        Mistake(
+            edit("~mask", "(255 ^ mask)"), "with 255 ^ mask, which fits a byte alone; ~mask fits words of any length"
+        ),
+        Mistake(edit("~mask", "-mask"), "with -mask in place of ~mask: they differ by one"),
+        Mistake(
+            edit("~mask", f"(~{MASK} << offset)"),
+            "with ~ before the shift: zeros come in below, and clear what lies there",
+        ),
+        Mistake(
+            edit("(word & ~mask) |", "word & ~mask +"),
+            "with a + that Python does before the &: it needs brackets, or | in its place",
+        ),
+        Mistake(
+            edit("return (word & ~mask)", "word &= ~mask\n    return word"),
+            "with operations in place, such as &= on a tensor",
+        ),
+        Mistake(
+            edit("    return", f"    value &= {MASK}\n    return"),
+            "with &= on the value; when it is a tensor, that changes the caller's",
+        ),
     ],
     hints=[
         "Make a hole where the field is, then drop the value into it.",

@@ -1,11 +1,11 @@
 """Exercises of lesson 15: packing 2-bit weights."""
 
-import math
 import sys
 
 import torch
 
-from course.exercises.exercise import Case, Exercise, Mistake, Property
+from course.exercises.exercise import Case, Exercise, Property
+from course.exercises.mistakes import Mistake, edit
 from qlib.packing import pack, pack_loop
 
 FOUR = torch.tensor([1, 0, 3, 2], dtype=torch.uint8)
@@ -19,153 +19,15 @@ UP_TO_255 = torch.tensor([200, 3, 129])
 TOO_WIDE = torch.tensor([0, 5, 2, -1, 4, 3], dtype=torch.int64)
 
 
-# ---------------------------------------------------------------- what both exercises share
+# ---------------------------------------------------------------- 15.1 pack_loop
 
-
-def octets_of(count, bits):
-    return math.ceil(count * bits / 8)
-
-
-def masked(values, bits):
-    return (values.long() & (2**bits - 1)).tolist()
-
-
-def low_bits(value, bits):
-    return value & (2**bits - 1)
-
-
-def packed_by_places(values, bits, place_of, keep=low_bits):
-    """Or each value into the byte and at the shift that place_of(i) gives; what lies beyond the byte is lost."""
-    packed = [0] * octets_of(len(values), bits)
-    for i, value in enumerate(values.tolist()):
-        place, shift = place_of(i)
-        packed[place] |= (keep(value, bits) << shift) & 255
-    return torch.tensor(packed, dtype=torch.uint8)
-
-
-def bit_matrix(values, bits):
-    """The bits of values, lowest first: shape (..., count, bits)."""
-    return (values.long()[..., None] >> torch.arange(bits)) & 1
-
-
-def from_bits(stream, weights=tuple(2**place for place in range(8))):
-    """uint8 from a stream of bits (..., n), eight a byte, zeros after the last."""
-    filled = torch.nn.functional.pad(stream, (0, -stream.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    return (filled * torch.tensor(weights)).sum(-1).to(torch.uint8)
+SIZE = "math.ceil(len(values) * bits / 8)"
 
 
 def how_packed(args, index):
     """The byte's bits, as the answer should have them."""
     octet = pack(*args)[index].item()
     return f"this byte should be {octet:08b}"
-
-
-# ---------------------------------------------------------------- 15.1 pack_loop
-
-
-def high_bits_first(values, bits):
-    per_byte = 8 // bits
-    return packed_by_places(values, bits, lambda i: (i // per_byte, 8 - bits * (i % per_byte + 1)))
-
-
-def shifts_by_the_index(values, bits):
-    per_byte = 8 // bits
-    return packed_by_places(values, bits, lambda i: (i // per_byte, i % per_byte))
-
-
-def shifts_by_eight(values, bits):
-    per_byte = 8 // bits
-    return packed_by_places(values, bits, lambda i: (i // per_byte, 8 * (i % per_byte)))
-
-
-def never_shifts(values, bits):
-    per_byte = 8 // bits
-    return packed_by_places(values, bits, lambda i: (i // per_byte, 0))
-
-
-def shifts_on_into_the_next_byte(values, bits):
-    return packed_by_places(values, bits, lambda i: (i * bits // 8, i * bits))
-
-
-def forgets_the_mask(values, bits):
-    return packed_by_places(values, bits, lambda i: divmod(i * bits, 8), keep=lambda value, bits: value)
-
-
-def assigns(values, bits):
-    packed = [0] * octets_of(len(values), bits)
-    for i, value in enumerate(masked(values, bits)):
-        place, offset = divmod(i * bits, 8)
-        packed[place] = value << offset
-    return torch.tensor(packed, dtype=torch.uint8)
-
-
-def drops_the_last_values(values, bits):
-    return pack(values, bits)[: len(values) * bits // 8]
-
-
-def adds_an_empty_byte(values, bits):
-    packed = pack(values, bits)
-    return torch.cat([packed, packed.new_zeros(len(values) * bits // 8 + 1 - len(packed))])
-
-
-def drops_a_byte_of_zero(values, bits):
-    packed = pack(values, bits)
-    return packed[:-1] if len(packed) and packed[-1] == 0 else packed
-
-
-def saturates(values, bits):
-    return pack(values.long().clamp(0, 2**bits - 1), bits)
-
-
-def pads_at_the_front(values, bits):
-    return pack(torch.cat([values.new_zeros(-len(values) % (8 // bits)), values]), bits)
-
-
-def fills_up_with_ones(values, bits):
-    return pack(torch.cat([values, values.new_full((-len(values) % (8 // bits),), 2**bits - 1)]), bits)
-
-
-def reverses_the_values(values, bits):
-    return pack(values.flip(0), bits)
-
-
-def reverses_the_bytes(values, bits):
-    return pack(values, bits).flip(0)
-
-
-def a_byte_each(values, bits):
-    return torch.tensor(masked(values, bits), dtype=torch.uint8)
-
-
-def always_two_bits(values, bits):
-    return pack(values, 2)
-
-
-def one_number(values, bits):
-    return torch.tensor(sum(value << (i * bits) for i, value in enumerate(masked(values, bits))))
-
-
-def in_int8(values, bits):
-    return pack(values, bits).view(torch.int8)
-
-
-def in_int64(values, bits):
-    return pack(values, bits).long()
-
-
-def adds_an_offset(values, bits):
-    return pack(values.long() + 2 ** (bits - 1), bits)
-
-
-def deals_them_out(values, bits):
-    octets = octets_of(len(values), bits)
-    return packed_by_places(values, bits, lambda i: (i % octets, i // octets * bits))
-
-
-def refuses_a_byte_that_is_not_full(values, bits):
-    if len(values) * bits % 8:
-        raise ValueError("the values do not fill whole bytes")
-    return pack(values, bits)
 
 
 PACK_LOOP = Exercise(
@@ -184,35 +46,117 @@ PACK_LOOP = Exercise(
         Case("no values at all", (FOUR[:0], 2)),
     ],
     mistakes=[
-        Mistake(high_bits_first, "with the first value in the highest bits; ours begins with the lowest"),
-        Mistake(shifts_by_the_index, "with a shift by the value's index; each value takes `bits` places, not one"),
-        Mistake(shifts_by_eight, "with a shift by 8 times the index, which takes all but the first out of the byte"),
-        Mistake(never_shifts, "with no shift: the values of a byte lie one over the other"),
         Mistake(
-            shifts_on_into_the_next_byte,
+            edit("code << offset", "code << 8 - bits - offset"),
+            "with the first value in the highest bits; ours begins with the lowest",
+        ),
+        Mistake(
+            edit("code << offset", "code << offset // bits"),
+            "with a shift by the value's index; each value takes `bits` places, not one",
+        ),
+        Mistake(
+            edit("code << offset", "code << offset // bits * 8"),
+            "with a shift by 8 times the index, which takes all but the first out of the byte",
+        ),
+        Mistake(edit("code << offset", "code"), "with no shift: the values of a byte lie one over the other"),
+        Mistake(
+            edit("code << offset", "code << i * bits"),
             "with all shifts counted from the first byte; after eight bits the next one begins, at shift 0 again",
         ),
-        Mistake(forgets_the_mask, "with no mask: the upper bits of a value that is too wide spill into its neighbour"),
-        Mistake(assigns, "with = in place of |=: each value wipes out those that are in the byte already"),
-        Mistake(drops_the_last_values, "when the last values are dropped where they do not fill a byte; round up"),
-        Mistake(adds_an_empty_byte, "with count * bits // 8 + 1 bytes, one too many wherever the last is full"),
         Mistake(
-            drops_a_byte_of_zero, "with a last byte of 0 left out; its values are zeros, and count like any others"
+            edit(" & (2**bits - 1)", ""),
+            "with no mask: the upper bits of a value that is too wide spill into its neighbour",
         ),
-        Mistake(saturates, "with a clamp; a value that is too wide keeps its lowest bits, so take & with a mask"),
-        Mistake(pads_at_the_front, "with the filling before the first value; it comes after the last"),
-        Mistake(fills_up_with_ones, "with ones in the bits that are left over; they should be zeros"),
-        Mistake(reverses_the_values, "with the values in reversed order"),
-        Mistake(reverses_the_bytes, "with the bytes in reversed order; the first values are in byte 0"),
-        Mistake(a_byte_each, "with one value a byte, not packed at all"),
-        Mistake(always_two_bits, "with 2 bits, whatever `bits` says"),
-        Mistake(one_number, "with one long number; cut it into bytes"),
-        Mistake(in_int8, "with a result in int8, where a highest bit of 1 makes the number negative; return uint8"),
-        Mistake(in_int64, "with a result that takes 8 bytes for each byte; return uint8"),
-        Mistake(adds_an_offset, "with an offset added; the values are counted from 0 already"),
-        Mistake(deals_them_out, "with neighbours dealt out to different bytes; fill byte 0 first"),
-        Mistake(refuses_a_byte_that_is_not_full, "with an error where the last byte is not full; fill it with zeros"),
+        Mistake(
+            edit(" & (2**bits - 1)", "", "|= (", "+= ("),
+            "with no mask, and a sum: a value that is too wide is added to its neighbour",
+        ),
+        Mistake(edit("|= (", "= ("), "with = in place of |=: each value wipes out those that are in the byte already"),
+        Mistake(
+            edit("torch.tensor(packed", "torch.tensor(packed[: len(values) * bits // 8]"),
+            "when the last values are dropped where they do not fill a byte; round up",
+        ),
+        Mistake(
+            edit(SIZE, "(len(values) * bits // 8)"),
+            "with count * bits // 8 bytes, which leaves no place for the last values; round up",
+        ),
+        Mistake(
+            edit(SIZE, "(len(values) * bits // 8 + 1)"),
+            "with count * bits // 8 + 1 bytes, one too many wherever the last is full",
+        ),
+        Mistake(
+            edit("    return", "    packed = packed[:-1] if packed[-1:] == [0] else packed\n    return"),
+            "with a last byte of 0 left out; its values are zeros, and count like any others",
+        ),
+        Mistake(
+            edit("value & (2**bits - 1)", "min(max(value, 0), 2**bits - 1)"),
+            "with a clamp; a value that is too wide keeps its lowest bits, so take & with a mask",
+        ),
+        Mistake(
+            edit("i * bits", "(i + -len(values) % (8 // bits)) * bits"),
+            "with the filling before the first value; it comes after the last",
+        ),
+        Mistake(
+            edit("values.tolist()", "values.tolist() + [-1] * (-len(values) % (8 // bits))"),
+            "with ones in the bits that are left over; they should be zeros",
+        ),
+        Mistake(edit("tolist()", "tolist()[::-1]"), "with the values in reversed order"),
+        Mistake(edit("(packed,", "(packed[::-1],"), "with the bytes in reversed order; the first values are in byte 0"),
+        Mistake(edit("bits / 8", "bits / bits", "i * bits, 8", "i, 1"), "with one value a byte, not packed at all"),
+        Mistake(edit("    packed =", "    bits = 2\n    packed ="), "with 2 bits, whatever `bits` says"),
+        Mistake(
+            edit("(packed, dtype=torch.uint8)", "(sum(octet << 8 * place for place, octet in enumerate(packed)))"),
+            "with one long number; cut it into bytes",
+        ),
+        Mistake(
+            edit("uint8)", "uint8).view(torch.int8)"),
+            "with a result in int8, where a highest bit of 1 makes the number negative; return uint8",
+        ),
+        Mistake(edit(", dtype=torch.uint8", ""), "with a result that takes 8 bytes for each byte; return uint8"),
+        Mistake(
+            edit("code = value", "code = value + 2 ** (bits - 1)"),
+            "with an offset added; the values are counted from 0 already",
+        ),
+        Mistake(
+            edit("divmod(i * bits, 8)", "i % len(packed), i // len(packed) * bits"),
+            "with neighbours dealt out to different bytes; fill byte 0 first",
+        ),
+        Mistake(
+            edit(
+                "    packed =",
+                '    if len(values) * bits % 8:\n        raise ValueError("the values do not fill whole bytes")\n    packed =',
+            ),
+            "with an error where the last byte is not full; fill it with zeros",
+        ),
+        Mistake(
+            edit("    packed =", "    values.reshape(-1, 8 // bits)\n    packed ="),
+            "with a reshape before the last byte is filled up; add the zeros that are missing first",
+        ),
+        Mistake(
+            edit("    packed =", "    values &= 2**bits - 1\n    packed ="),
+            "with an operation in place, such as &= on the values",
+        ),
     ],
+    equivalent={
+        "values.tolist() -> values": "the loop runs over tensors of one element then, which take & and << as well"
+    }
+    | dict.fromkeys(
+        [
+            "without: if offset + bits > 8:",
+            "without: packed[place + 1] |= code >> 8 - offset",
+            "offset + bits -> offset - bits",
+            "offset + bits > 8 -> offset + bits > 9",
+            "packed[place + 1] |= code >> 8 - offset -> packed[place + 1] &= code >> 8 - offset",
+            "place + 1 -> place - 1",
+            "place + 1 -> place + 2",
+            "place + 1 -> place + 0",
+            "code >> 8 - offset -> code << 8 - offset",
+            "8 - offset -> 8 + offset",
+            "8 - offset -> 9 - offset",
+            "8 - offset -> 7 - offset",
+        ],
+        "at 1, 2, 4 and 8 bits no value goes on in the next byte, and no other width is asked for",
+    ),
     hints=[
         "Value i begins at bit i * bits of the row. Which byte is that, and how many bits of it lie below?",
         "Byte (i * bits) // 8, offset (i * bits) % 8. Begin with bytes of 0, and or each value into its byte.",
@@ -225,113 +169,7 @@ PACK_LOOP = Exercise(
 
 # ---------------------------------------------------------------- 15.2 pack
 
-
-def loops_over_the_values(values, bits):
-    if values.ndim > 1:
-        return torch.stack([loops_over_the_values(row, bits) for row in values])
-    return pack_loop(values, bits)
-
-
-def packs_down_the_columns(values, bits):
-    return pack(values.movedim(0, -1), bits).movedim(-1, 0)
-
-
-def packs_all_rows_as_one(values, bits):
-    return pack(values.reshape(-1), bits)
-
-
-def wastes_what_crosses_a_border(values, bits):
-    groups = torch.nn.functional.pad(values.long() & (2**bits - 1), (0, -values.shape[-1] % (8 // bits)))
-    groups = groups.unflatten(-1, (-1, 8 // bits))
-    return (groups << (torch.arange(8 // bits) * bits)).sum(-1).to(torch.uint8)
-
-
-def loses_what_crosses_a_border(values, bits):
-    octets = torch.zeros(*values.shape[:-1], octets_of(values.shape[-1], bits), dtype=torch.uint8)
-    for i in range(values.shape[-1]):
-        place, offset = divmod(i * bits, 8)
-        octets[..., place] |= (((values[..., i].long() & (2**bits - 1)) << offset) & 255).to(torch.uint8)
-    return octets
-
-
-def begins_at_the_highest_bits(values, bits):
-    return from_bits(bit_matrix(values, bits).flip(-1).flatten(-2), [2**place for place in reversed(range(8))])
-
-
-def mirrors_each_byte(values, bits):
-    return from_bits(bit_matrix(values, bits).flatten(-2), [2**place for place in reversed(range(8))])
-
-
-def mirrors_each_value(values, bits):
-    return from_bits(bit_matrix(values, bits).flip(-1).flatten(-2))
-
-
-def highest_byte_of_eight_first(values, bits):
-    eights = torch.nn.functional.pad(values, (0, -values.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    octets = pack(eights, bits).flip(-1).flatten(-2)
-    return octets[..., : octets_of(values.shape[-1], bits)]
-
-
-def lets_values_spill(values, bits):
-    eights = torch.nn.functional.pad(values, (0, -values.shape[-1] % 8)).unflatten(-1, (-1, 8)).long()
-    word = torch.zeros(eights.shape[:-1], dtype=torch.int64)
-    for i in range(8):
-        word |= eights[..., i] << (i * bits)
-    octets = torch.stack([(word >> (8 * i)) & 255 for i in range(bits)], dim=-1).to(torch.uint8)
-    return octets.flatten(-2)[..., : octets_of(values.shape[-1], bits)]
-
-
-def shifts_in_uint8(values, bits):
-    eights = torch.nn.functional.pad(values, (0, -values.shape[-1] % 8)).unflatten(-1, (-1, 8)).to(torch.uint8)
-    word = torch.zeros(eights.shape[:-1], dtype=torch.uint8)
-    for i in range(8):
-        word |= (eights[..., i] & (2**bits - 1)) << (i * bits)
-    octets = torch.stack([(word >> (8 * i)) & 255 for i in range(bits)], dim=-1)
-    return octets.flatten(-2)[..., : octets_of(values.shape[-1], bits)]
-
-
-def shifts_in_int32(values, bits):
-    eights = torch.nn.functional.pad(values, (0, -values.shape[-1] % 8)).unflatten(-1, (-1, 8)).to(torch.int32)
-    word = torch.zeros(eights.shape[:-1], dtype=torch.int32)
-    for i in range(8):
-        # A shift past the end of an int32 is undefined in C; here it gives what it gives on paper, zeros.
-        word |= (((eights[..., i].long() & (2**bits - 1)) << (i * bits)) & 0xFFFF_FFFF).to(torch.int32)
-    octets = torch.stack([(word.long() >> (8 * i)) & 255 for i in range(bits)], dim=-1).to(torch.uint8)
-    return octets.flatten(-2)[..., : octets_of(values.shape[-1], bits)]
-
-
-def drops_the_rest_of_a_row(values, bits):
-    return pack(values[..., : values.shape[-1] // 8 * 8], bits)
-
-
-def keeps_the_filling(values, bits):
-    return pack(torch.nn.functional.pad(values, (0, -values.shape[-1] % 8)), bits)
-
-
-def fills_up_at_the_front(values, bits):
-    return pack(torch.nn.functional.pad(values, (-values.shape[-1] % 8, 0)), bits)[
-        ..., : octets_of(values.shape[-1], bits)
-    ]
-
-
-def goes_backwards(values, bits):
-    return pack(values.flip(-1), bits)
-
-
-def puts_one_in_a_byte(values, bits):
-    return (values.long() & (2**bits - 1)).to(torch.uint8)
-
-
-def returns_int64(values, bits):
-    return pack(values, bits).long()
-
-
-def returns_int8(values, bits):
-    return pack(values, bits).view(torch.int8)
-
-
-def shifts_codes_to_the_middle(values, bits):
-    return pack(values.long() + 2 ** (bits - 1), bits)
+CUT = "[..., : (count * bits + 7) // 8]"
 
 
 def python_steps(answer, shape):
@@ -385,6 +223,7 @@ PACK = Exercise(
         Case("[1, 0, 3, 2] and 2 bits", (FOUR, 2)),
         Case("[1, 0, 3, 2, 7, 5, 4, 6] and 3 bits", (THREES, 3)),
         Case("the first five of them and 3 bits", (THREES[:5], 3)),
+        Case("the first three of them and 3 bits", (THREES[:3], 3)),
         Case("two rows of eight and 3 bits", (torch.stack([THREES, THREES.flip(0)]), 3)),
         Case("three rows of ten and 2 bits", ((MIXED[:30] % 4).reshape(3, 10).to(torch.uint8), 2)),
         Case("[0, 5, 2, -1, 4, 3], of which 2 bits are kept", (TOO_WIDE, 2)),
@@ -397,34 +236,128 @@ PACK = Exercise(
     ],
     properties=[Property(unpacks_to_what_was_packed), Property(runs_as_long_for_many_values_as_for_few)],
     mistakes=[
-        Mistake(loops_over_the_values, "with a Python loop that grows with the matrix, over values, bytes or groups"),
-        Mistake(packs_down_the_columns, "with the values of a column packed together; pack along the last dimension"),
-        Mistake(packs_all_rows_as_one, "with all rows packed as one; each row begins with a byte of its own"),
         Mistake(
-            wastes_what_crosses_a_border, "with 8 // bits values in each byte, which wastes the bits that are left over"
+            edit(
+                "    for i in range(8):\n        word |= (eights[..., i]",
+                "    for group, i in ((n // 8, n % 8) for n in range(word.shape[-1] * 8)):\n        word[..., group] |= (eights[..., group, i]",
+            ),
+            "with a Python loop that grows with the matrix, over values, bytes or groups",
         ),
         Mistake(
-            loses_what_crosses_a_border, "when a value that goes on in the next byte loses the bits that lie there"
+            edit(
+                "    count",
+                "    if values.ndim > 1:\n        return torch.stack([pack(row, bits) for row in values])\n    count",
+            ),
+            "with a Python loop over the rows; the last dimension alone is packed, all rows at once",
         ),
-        Mistake(begins_at_the_highest_bits, "with the first value in the highest bits; ours begins with the lowest"),
-        Mistake(mirrors_each_byte, "with the first bit of the stream as the highest of its byte; it is the lowest"),
-        Mistake(mirrors_each_value, "with the bits of each value turned round, highest first"),
-        Mistake(highest_byte_of_eight_first, "with the bytes of a word highest first; the first values are in byte 0"),
-        Mistake(lets_values_spill, "with no mask: the upper bits of a value that is too wide spill into its neighbour"),
-        Mistake(saturates, "with a clamp; a value that is too wide keeps its lowest bits, so take & with a mask"),
-        Mistake(shifts_in_uint8, "with shifts in uint8: what is shifted beyond bit 7 is gone; make the values int64"),
-        Mistake(shifts_in_int32, "with shifts in int32: eight values of 5 bits or more do not fit; make them int64"),
-        Mistake(drops_the_rest_of_a_row, "when the values after the last whole eight are dropped; fill them up"),
-        Mistake(keeps_the_filling, "when the bytes of the filling stay; only ceil(count * bits / 8) are needed"),
-        Mistake(fills_up_at_the_front, "with the filling before the first value; it comes after the last"),
-        Mistake(goes_backwards, "with the values in reversed order"),
-        Mistake(puts_one_in_a_byte, "with one value a byte, not packed at all"),
-        Mistake(returns_int64, "with a result that takes 8 bytes for each byte; return uint8"),
         Mistake(
-            returns_int8, "with a result in int8, where a highest bit of 1 makes the number negative; return uint8"
+            edit("    count", "    values = values.movedim(0, -1)\n    count", CUT, f"{CUT}.movedim(-1, 0)"),
+            "with the values of a column packed together; pack along the last dimension",
         ),
-        Mistake(shifts_codes_to_the_middle, "with an offset added; the values are counted from 0 already"),
+        Mistake(
+            edit("as_tensor(values)", "as_tensor(values).flatten()"),
+            "with all rows packed as one; each row begins with a byte of its own",
+        ),
+        Mistake(
+            edit(
+                "-count % 8)).unflatten(-1, (-1, 8))",
+                "-count % (8 // bits))).unflatten(-1, (-1, 8 // bits))",
+                "range(8)",
+                "range(8 // bits)",
+                "range(bits)",
+                "range(1)",
+                CUT,
+                "",
+            ),
+            "with 8 // bits values in each byte, which wastes the bits that are left over",
+        ),
+        Mistake(
+            edit("(2**bits - 1)", "(2**bits - 1) & (255 >> i * bits % 8)"),
+            "when a value that goes on in the next byte loses the bits that lie there",
+        ),
+        Mistake(
+            edit("(i * bits)", "((7 - i) * bits)", "(8 * i)", "(8 * (bits - 1 - i))"),
+            "with the first value in the highest bits; ours begins with the lowest",
+        ),
+        Mistake(
+            edit("(word >> (8 * i)) & 255", "sum((word >> 8 * i + place & 1) << 7 - place for place in range(8))"),
+            "with the first bit of the stream as the highest of its byte; it is the lowest",
+        ),
+        Mistake(
+            edit(
+                "(eights[..., i].long() & (2**bits - 1))",
+                "sum((eights[..., i].long() >> place & 1) << bits - 1 - place for place in range(bits))",
+            ),
+            "with the bits of each value turned round, highest first",
+        ),
+        Mistake(
+            edit("range(bits)", "reversed(range(bits))"),
+            "with the bytes of a word highest first; the first values are in byte 0",
+        ),
+        Mistake(
+            edit(" & (2**bits - 1)", ""),
+            "with no mask: the upper bits of a value that is too wide spill into its neighbour",
+        ),
+        Mistake(
+            edit(" & (2**bits - 1)", "", "word |=", "word +="),
+            "with no mask, and a sum: a value that is too wide is added to its neighbour",
+        ),
+        Mistake(
+            edit(" & (2**bits - 1)", ".clamp(0, 2**bits - 1)"),
+            "with a clamp; a value that is too wide keeps its lowest bits, so take & with a mask",
+        ),
+        Mistake(
+            edit("int64", "uint8", "long()", "byte()"),
+            "with shifts in uint8: what is shifted beyond bit 7 is gone; make the values int64",
+        ),
+        Mistake(
+            edit(".long()", ""),
+            "with shifts in the dtype of the values: of a uint8, what goes beyond bit 7 is gone; make them int64",
+        ),
+        Mistake(
+            edit("(i * bits)", "(i * bits) & 0xFFFF_FFFF"),
+            "with shifts in int32: eight values of 5 bits or more do not fit; make them int64",
+        ),
+        Mistake(
+            edit("as_tensor(values)", "as_tensor(values)[..., : values.shape[-1] // 8 * 8]"),
+            "when the values after the last whole eight are dropped; fill them up",
+        ),
+        Mistake(
+            edit("pad(values, (0, -count % 8))", "Identity()(values)"),
+            "with no filling: five values do not make whole groups of eight; add zeros",
+        ),
+        Mistake(edit(CUT, ""), "when the bytes of the filling stay; only ceil(count * bits / 8) are needed"),
+        Mistake(
+            edit("(count * bits + 7) // 8", "count * bits // 8"),
+            "when a last byte that is not full is cut off; round up",
+        ),
+        Mistake(
+            edit("(0, -count % 8)", "(-count % 8, 0)"),
+            "with the filling before the first value; it comes after the last",
+        ),
+        Mistake(edit("as_tensor(values)", "as_tensor(values).flip(-1)"), "with the values in reversed order"),
+        Mistake(
+            edit("    count", "    return (values.long() & (2**bits - 1)).byte()\n    count"),
+            "with one value a byte, not packed at all",
+        ),
+        Mistake(edit(".to(torch.uint8)", ""), "with a result that takes 8 bytes for each byte; return uint8"),
+        Mistake(
+            edit("uint8)", "uint8).view(torch.int8)"),
+            "with a result in int8, where a highest bit of 1 makes the number negative; return uint8",
+        ),
+        Mistake(
+            edit("as_tensor(values)", "as_tensor(values).long() + 2 ** (bits - 1)"),
+            "with an offset added; the values are counted from 0 already",
+        ),
+        Mistake(
+            edit("    count", "    values &= 2**bits - 1\n    count"),
+            "with an operation in place, such as &= on the values",
+        ),
     ],
+    equivalent=dict.fromkeys(
+        ["without: values = torch.as_tensor(values)", "torch.as_tensor(values) -> values"],
+        "the values are a tensor already; the library takes a list as well",
+    ),
     hints=[
         "Eight values are always `bits` whole bytes. Put the values in groups of eight, in a dimension of their own, "
         "and work on all groups at once. A loop over the eight places is no loop over the values.",

@@ -2,13 +2,12 @@
 
 import torch
 
-from course.exercises.exercise import Case, Exercise, Mistake, Property
+from course.exercises.exercise import Case, Exercise, Property
 from course.exercises.lesson_15 import runs_as_long_for_many_values_as_for_few
-from qlib.affine import dequantize, quant_range
+from course.exercises.mistakes import Mistake, edit
+from qlib.affine import quant_range
 from qlib.linear import packed_linear
-from qlib.packing import from_twos_complement, pack, unpack
-
-linear = torch.nn.functional.linear
+from qlib.packing import pack, unpack
 
 # ---------------------------------------------------------------- 16.1 unpack
 
@@ -20,177 +19,6 @@ NIBBLES = torch.tensor([0xE5, 0x39, 0x7C, 0x01], dtype=torch.uint8)
 MIXED = (torch.arange(60) * 37 % 251).to(torch.uint8)
 
 
-def held(packed, bits, count):
-    return packed.shape[-1] * 8 // bits if count is None else count
-
-
-def shifted(packed, bits, shifts, keep=lambda values, bits: values & (2**bits - 1)):
-    """One value for each byte and shift, at widths that divide 8: (..., bytes * shifts), in int64."""
-    return keep(packed.long().unsqueeze(-1) >> torch.tensor(shifts), bits).flatten(-2)
-
-
-def shifts_of(bits):
-    return list(range(0, 8 - bits + 1, bits))
-
-
-def cut(values, packed, bits, count):
-    return values[..., : held(packed, bits, count)].to(torch.uint8)
-
-
-def high_bits_first(packed, bits, count=None):
-    return cut(shifted(packed, bits, shifts_of(bits)[::-1]), packed, bits, count)
-
-
-def no_mask(packed, bits, count=None):
-    return cut(shifted(packed, bits, shifts_of(bits), lambda values, bits: values), packed, bits, count)
-
-
-def masks_before_it_shifts(packed, bits, count=None):
-    low = packed.long().unsqueeze(-1) & (2**bits - 1)
-    return cut((low >> torch.tensor(shifts_of(bits))).flatten(-2), packed, bits, count)
-
-
-def masks_with_a_power_of_two(packed, bits, count=None):
-    return cut(shifted(packed, bits, shifts_of(bits), lambda values, bits: values & 2**bits), packed, bits, count)
-
-
-def masks_with_the_width(packed, bits, count=None):
-    return cut(shifted(packed, bits, shifts_of(bits), lambda values, bits: values & bits), packed, bits, count)
-
-
-def masks_without_shifting(packed, bits, count=None):
-    masks = (2**bits - 1) << torch.tensor(shifts_of(bits))
-    return cut((packed.long().unsqueeze(-1) & masks).flatten(-2), packed, bits, count)
-
-
-def shifts_by_the_index(packed, bits, count=None):
-    return cut(shifted(packed, bits, list(range(8 // bits))), packed, bits, count)
-
-
-def shifts_to_the_left(packed, bits, count=None):
-    left = packed.unsqueeze(-1) << torch.tensor(shifts_of(bits), dtype=torch.uint8)
-    return cut(left.flatten(-2), packed, bits, count)
-
-
-def one_value_a_byte(packed, bits, count=None):
-    return packed & (2**bits - 1)
-
-
-def always_two_bits(packed, bits, count=None):
-    return unpack(packed, 2)[..., : held(packed, bits, count)]
-
-
-def ignores_the_count(packed, bits, count=None):
-    return unpack(packed, bits)
-
-
-def counts_bytes(packed, bits, count=None):
-    return unpack(packed, bits)[..., : packed.shape[-1] if count is None else (count * bits + 7) // 8]
-
-
-def drops_from_the_front(packed, bits, count=None):
-    values = unpack(packed, bits)
-    return values[..., values.shape[-1] - held(packed, bits, count) :]
-
-
-def cuts_the_rows(packed, bits, count=None):
-    return unpack(packed, bits)[: held(packed, bits, count)]
-
-
-def keeps_whole_eights(packed, bits, count=None):
-    filled = torch.nn.functional.pad(packed, (0, -packed.shape[-1] % bits))
-    return unpack(filled, bits)[..., :count]
-
-
-def asks_for_whole_eights(packed, bits, count=None):
-    if packed.shape[-1] % bits:
-        raise RuntimeError("the bytes do not make whole groups")
-    return unpack(packed, bits, count)
-
-
-def takes_none_for_a_number(packed, bits, count=None):
-    if count > packed.shape[-1] * 8 // bits:
-        raise ValueError("too few bytes")
-    return unpack(packed, bits, count)
-
-
-def all_first_values_then_all_second(packed, bits, count=None):
-    values = (packed.long().unsqueeze(-1) >> torch.tensor(shifts_of(bits))) & (2**bits - 1)
-    return cut(values.mT.flatten(-2), packed, bits, count)
-
-
-def flattens_the_rows(packed, bits, count=None):
-    return unpack(packed, bits, count).flatten()
-
-
-def unpacks_one_long_row(packed, bits, count=None):
-    return unpack(packed.flatten(), bits, count)
-
-
-def unpacks_down_the_columns(packed, bits, count=None):
-    return unpack(packed.movedim(0, -1), bits, count).movedim(-1, 0)
-
-
-def reverses_the_bytes(packed, bits, count=None):
-    return unpack(packed.flip(-1), bits, count)
-
-
-def reverses_the_values(packed, bits, count=None):
-    return unpack(packed, bits, count).flip(-1)
-
-
-def highest_byte_of_a_group_first(packed, bits, count=None):
-    groups = torch.nn.functional.pad(packed, (0, -packed.shape[-1] % bits)).unflatten(-1, (-1, bits))
-    return unpack(groups.flip(-1).flatten(-2), bits)[..., : held(packed, bits, count)]
-
-
-def wastes_the_bits_at_a_border(packed, bits, count=None):
-    return shifted(packed, bits, shifts_of(bits))[..., :count].to(torch.uint8)
-
-
-def loses_what_lies_in_the_next_byte(packed, bits, count=None):
-    begins = torch.arange(held(packed, bits, count)) * bits
-    return ((packed.long()[..., begins // 8] >> (begins % 8)) & (2**bits - 1)).to(torch.uint8)
-
-
-def in_words_of(packed, bits, count, keep):
-    """As `unpack` does it, but with a group of bytes as one number that has only as many bits as `keep` leaves."""
-    octets = torch.nn.functional.pad(packed, (0, -packed.shape[-1] % bits)).unflatten(-1, (-1, bits)).long()
-    word = keep((octets << (8 * torch.arange(bits))).sum(-1))
-    values = (word.unsqueeze(-1) >> (bits * torch.arange(8))) & (2**bits - 1)
-    return cut(values.flatten(-2), packed, bits, count)
-
-
-def joins_bytes_in_uint8(packed, bits, count=None):
-    return in_words_of(packed, bits, count, lambda word: word & 255)
-
-
-def joins_bytes_in_int32(packed, bits, count=None):
-    return in_words_of(packed, bits, count, lambda word: word & 0xFFFF_FFFF)
-
-
-def loops_over_the_values(packed, bits, count=None):
-    rows = []
-    for row in packed.reshape(-1, packed.shape[-1]).tolist():
-        number = int.from_bytes(bytes(row), "little")
-        rows.append([number >> (bits * i) & (2**bits - 1) for i in range(held(packed, bits, count))])
-    return torch.tensor(rows, dtype=torch.uint8).reshape(*packed.shape[:-1], held(packed, bits, count))
-
-
-def reads_twos_complement(packed, bits, count=None):
-    if bits == 1:
-        return -unpack(packed, bits, count).to(torch.int8)
-    return from_twos_complement(unpack(packed, bits, count), bits)
-
-
-def takes_the_offset_off(packed, bits, count=None):
-    return (unpack(packed, bits, count).to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
-
-
-def returns_int64(packed, bits, count=None):
-    return unpack(packed, bits, count).long()
-
-
 def where_it_is(args, index):
     """Where the right value stands, in words."""
     packed, bits, *_ = args
@@ -199,6 +27,15 @@ def where_it_is(args, index):
     across = f" and goes on in byte {place + 1}" if offset + bits > 8 else ""
     return f"this value begins in byte {place}, {first:08b}, at offset {offset}{across}"
 
+
+# What the mistakes change most: where the bytes come in, what holds eight values, and where a row is cut.
+BYTES, GROUPS, PAD = (
+    "torch.as_tensor(packed, dtype=torch.uint8)",
+    ".unflatten(-1, (-1, bits))",
+    "-packed.shape[-1] % bits",
+)
+WORD, VALUE, CUT = "octets[..., i].long()", "(word >> (i * bits)) & (2**bits - 1)", ".flatten(-2)[..., :count]"
+BYTE_BY_BYTE = (GROUPS, ".unsqueeze(-1)", "range(bits)", "range(1)", PAD, "0", "range(8)]", "range(8 // bits)]")
 
 UNPACK = Exercise(
     id="16.1",
@@ -220,46 +57,148 @@ UNPACK = Exercise(
     ],
     properties=[Property(runs_as_long_for_many_values_as_for_few)],
     mistakes=[
-        Mistake(high_bits_first, "with the first value in the highest bits; ours begins with the lowest"),
-        Mistake(no_mask, "with no mask: the values above it come along; keep the `bits` lowest bits after the shift"),
-        Mistake(masks_before_it_shifts, "with the mask before the shift: only value 0 is left, and is shifted out"),
-        Mistake(masks_with_a_power_of_two, "with the mask 2**bits, a single 1; the mask is 2**bits - 1"),
-        Mistake(masks_with_the_width, "with `bits` itself as the mask; the mask is 2**bits - 1"),
-        Mistake(masks_without_shifting, "when each value stays where it stands in its byte; shift it to the bottom"),
-        Mistake(shifts_by_the_index, "with a shift by the value's index; each value takes `bits` places, not one"),
-        Mistake(shifts_to_the_left, "with a shift to the left; that is for packing"),
-        Mistake(one_value_a_byte, "with one value for each byte; a byte holds several"),
-        Mistake(always_two_bits, "with 2 bits, whatever `bits` says"),
-        Mistake(ignores_the_count, "when the values that fill up the last byte stay; cut each row at `count`"),
-        Mistake(counts_bytes, "with the number of bytes for the number of values"),
-        Mistake(drops_from_the_front, "when what is too many is dropped at the front; the filling is at the end"),
-        Mistake(cuts_the_rows, "when the first dimension is cut at `count`; the values of a row are in the last one"),
-        Mistake(keeps_whole_eights, "when without a count the zeros stay that make whole eights of the values"),
         Mistake(
-            asks_for_whole_eights, "with an error where the bytes make no whole eights of values; fill up with zeros"
+            edit("(i * bits)", "((i ^ 8 // bits - 1) * bits)"),
+            "with the first value in the highest bits; ours begins with the lowest",
         ),
-        Mistake(takes_none_for_a_number, "when `count` is None, as it is by default, and is used as a number"),
         Mistake(
-            all_first_values_then_all_second,
+            edit(" & (2**bits - 1)", ""),
+            "with no mask: the values above it come along; keep the `bits` lowest bits after the shift",
+        ),
+        Mistake(
+            edit(VALUE, "(word & (2**bits - 1)) >> (i * bits)"),
+            "with the mask before the shift: only value 0 is left, and is shifted out",
+        ),
+        Mistake(edit("2**bits - 1", "2**bits"), "with the mask 2**bits, a single 1; the mask is 2**bits - 1"),
+        Mistake(
+            edit("2**bits - 1", "2 ** (bits - 1)"), "with the mask 2**(bits - 1), a single 1; the mask is 2**bits - 1"
+        ),
+        Mistake(edit("2**bits - 1", "bits"), "with `bits` itself as the mask; the mask is 2**bits - 1"),
+        Mistake(edit("2**bits - 1", "3"), "with the mask 3, which is that of 2 bits; the mask is 2**bits - 1"),
+        Mistake(
+            edit(VALUE, "word & ((2**bits - 1) << (i * bits))"),
+            "when each value stays where it stands in its byte; shift it to the bottom",
+        ),
+        Mistake(edit("(i * bits)", "i"), "with a shift by the value's index; each value takes `bits` places, not one"),
+        Mistake(edit(VALUE, "word << (i * bits)"), "with a shift to the left; that is for packing"),
+        Mistake(
+            edit(f"torch.stack(eight, dim=-1){CUT}", "packed & (2**bits - 1)"),
+            "with one value for each byte; a byte holds several",
+        ),
+        Mistake(edit("    octets =", "    bits = 2\n    octets ="), "with 2 bits, whatever `bits` says"),
+        Mistake(
+            edit("= held if count is None else count", "= held"),
+            "when the values that fill up the last byte stay; cut each row at `count`",
+        ),
+        Mistake(
+            edit("held if count", "packed.shape[-1] if count"), "with the number of bytes for the number of values"
+        ),
+        Mistake(
+            edit("packed.shape[-1] * 8 // bits", "-(-packed.shape[-1] * 8 // bits)"),
+            "with the number of values rounded up; a value that lacks some of its bits is none",
+        ),
+        Mistake(
+            edit("packed.shape[-1] * 8 // bits", "packed.shape[-1] * (8 // bits)"),
+            "with 8 // bits values counted for each byte; the row has shape[-1] * 8 bits, so divide last",
+        ),
+        Mistake(
+            edit(":count]", "-count:]"), "when what is too many is dropped at the front; the filling is at the end"
+        ),
+        Mistake(
+            edit("[..., :count]", "[:count]"),
+            "when the first dimension is cut at `count`; the values of a row are in the last one",
+        ),
+        Mistake(
+            edit("    count = held if count is None else count\n    if", "    if count is not None and"),
+            "when without a count the zeros stay that make whole eights of the values",
+        ),
+        Mistake(
+            edit("[..., :count]", ""),
+            "with no cut at all: what fills up the last byte stays, and so does what makes whole eights",
+        ),
+        Mistake(
+            edit(f"torch.nn.functional.pad(packed, (0, {PAD}))", "packed"),
+            "with an error where the bytes make no whole eights of values; fill up with zeros",
+        ),
+        Mistake(edit(f"(0, {PAD})", f"({PAD}, 0)"), "with the zero bytes put before the row; they go after it"),
+        Mistake(
+            edit("    count = held if count is None else count\n", ""),
+            "when `count` is None, as it is by default, and is used as a number",
+        ),
+        Mistake(
+            edit(*BYTE_BY_BYTE, "dim=-1", "dim=-2"),
             "with the first values of all bytes before the second ones; a byte's values stay together",
         ),
-        Mistake(flattens_the_rows, "when the rows become one; only the last dimension changes"),
-        Mistake(unpacks_one_long_row, "with all rows read as one; each row begins with a byte of its own"),
-        Mistake(unpacks_down_the_columns, "with the bytes of a column read together; unpack along the last dimension"),
-        Mistake(reverses_the_bytes, "with the bytes in reversed order; the first values are in byte 0"),
-        Mistake(reverses_the_values, "with the values in reversed order"),
-        Mistake(highest_byte_of_a_group_first, "with the bytes of a group joined highest first; byte 0 is the lowest"),
         Mistake(
-            wastes_the_bits_at_a_border, "with 8 // bits values in each byte; at 3 bits a value goes on in the next"
+            edit("dim=-1", "dim=-2"),
+            "with the first values of all groups before the second ones; a group's values stay together",
         ),
-        Mistake(loses_what_lies_in_the_next_byte, "when of a value that goes on in the next byte those bits are lost"),
-        Mistake(joins_bytes_in_uint8, "with bytes joined in uint8, where only the first has room; make them int64"),
-        Mistake(joins_bytes_in_int32, "with bytes joined in int32: from 5 bits on eight values do not fit; take int64"),
-        Mistake(loops_over_the_values, "with a Python loop over the values, one after the other"),
-        Mistake(reads_twos_complement, "with the top bit read as a sign; the codes count from 0, and are uint8"),
-        Mistake(takes_the_offset_off, "with the offset taken off; that comes later, the codes are from 0 on, in uint8"),
-        Mistake(returns_int64, "with a result that takes 8 bytes for each value; return uint8"),
+        Mistake(edit(":count]", ":count].flatten()"), "when the rows become one; only the last dimension changes"),
+        Mistake(
+            edit(".flatten(-2)", ".flatten()"),
+            "with `flatten()` for `flatten(-2)`: the rows become one, and their values are cut together",
+        ),
+        Mistake(edit(BYTES, "packed.flatten()"), "with all rows read as one; each row begins with a byte of its own"),
+        Mistake(
+            edit(BYTES, "packed.movedim(0, -1)", ":count]", ":count].movedim(-1, 0)"),
+            "with the bytes of a column read together; unpack along the last dimension",
+        ),
+        Mistake(edit(BYTES, "packed.flip(-1)"), "with the bytes in reversed order; the first values are in byte 0"),
+        Mistake(edit(":count]", ":count].flip(-1)"), "with the values in reversed order"),
+        Mistake(
+            edit("(8 * i)", "(8 * (bits - 1 - i))"),
+            "with the bytes of a group joined highest first; byte 0 is the lowest",
+        ),
+        Mistake(
+            edit("(8 * i)", "(bits * i)"), "with the bytes of a group joined `bits` places apart; each takes 8 of them"
+        ),
+        Mistake(edit("word |=", "word ="), "when of the bytes of a group only the last stays; join them with |"),
+        Mistake(
+            edit("range(8)]", "range(8 // bits)]"), "with 8 // bits values read from a group of bytes; it holds eight"
+        ),
+        Mistake(
+            edit(*BYTE_BY_BYTE),
+            "with 8 // bits values in each byte; at 3 bits a value goes on in the next",
+        ),
+        Mistake(
+            edit("word >> (i * bits)", "octets[..., i * bits // 8].long() >> (i * bits % 8)"),
+            "when of a value that goes on in the next byte those bits are lost",
+        ),
+        Mistake(edit(".long()", ""), "with bytes joined in uint8, where only the first has room; make them int64"),
+        Mistake(
+            edit("torch.int64", "torch.int32", ".long()", ".int()"),
+            "with bytes joined in int32: from 5 bits on eight values do not fit; take int64",
+        ),
+        Mistake(
+            edit(
+                f"    return torch.stack(eight, dim=-1){CUT}",
+                f"    row = torch.stack(eight, dim=-1){CUT}\n"
+                "    return torch.tensor([int(value) for value in row.flatten()], dtype=row.dtype).view(row.shape)",
+            ),
+            "with a Python loop over the values, one after the other",
+        ),
+        Mistake(
+            edit("- 1)).to(torch.uint8)", "- 1) ^ 2 ** (bits - 1)).sub(2 ** (bits - 1)).to(torch.int8)"),
+            "with the top bit read as a sign; the codes count from 0, and are uint8",
+        ),
+        Mistake(
+            edit("- 1)).to(torch.uint8)", "- 1)).sub(2 ** (bits - 1)).to(torch.int8)"),
+            "with the offset taken off; that comes later, the codes are from 0 on, in uint8",
+        ),
+        Mistake(
+            edit("- 1)).to(torch.uint8)", "- 1))"), "with a result that takes 8 bytes for each value; return uint8"
+        ),
     ],
+    equivalent=dict.fromkeys(
+        [
+            "without: packed = torch.as_tensor(packed, dtype=torch.uint8)",
+            "torch.as_tensor(packed, dtype=torch.uint8) -> packed",
+            "torch.as_tensor(packed, dtype=torch.uint8) -> torch.as_tensor(packed)",
+            "torch.uint8 -> torch.int16",
+        ],
+        "the bytes are a tensor of uint8 already",
+    )
+    | {"without: if count > held:": "no more values are asked for than there are"},
     hints=[
         "Go the way of `pack` backwards. At 2 bits: what shift brings each of a byte's four values to the bottom, and "
         "what mask leaves it alone? For any width: eight values are always `bits` whole bytes.",
@@ -301,126 +240,19 @@ TWO_BIT = (packed_of(VALUES_2, 2), SCALE_2, ZERO_2, 2, 4)
 OTHER_TWO_BIT = (packed_of(VALUES_2.flip(0, 1), 2), SCALE_2, ZERO_2, 2, 4)
 
 
-def formula(
-    x, packed, scale, zero_point, bits, group_size, bias=None, *, codes_to_values=None, spread=None, to_real=None
-):
-    """The right formula, of which each mistake replaces a step."""
-    inputs = x.shape[-1]
-    codes = unpack(packed, bits, inputs)
-    values = (codes_to_values or right_values)(codes, bits)
-    scale, zero_point = ((spread or right_spread)(part, group_size, inputs) for part in (scale, zero_point))
-    weight = (to_real or dequantize)(values, scale, zero_point)
-    return linear(x, weight.to(x.dtype), bias)
-
-
-def right_values(codes, bits):
-    return codes.to(torch.int16) - 2 ** (bits - 1)
-
-
-def right_spread(part, group_size, inputs):
-    return part.repeat_interleave(group_size, dim=1)[:, :inputs]
-
-
-def with_step(name, **steps):
-    """A wrong answer: the formula with a step replaced."""
-
-    def answer(x, packed, scale, zero_point, bits, group_size, bias=None):
-        return formula(x, packed, scale, zero_point, bits, group_size, bias, **steps)
-
-    answer.__name__ = name
-    return answer
-
-
-def one_for_the_row(part, group_size, inputs):
-    return part[:, :1].expand(-1, inputs)
-
-
-def dealt_out(part, group_size, inputs):
-    return part.repeat(1, group_size)[:, :inputs]
-
-
-def transposed_groups(part, group_size, inputs):
-    return right_spread(part.reshape(part.shape[::-1]).T, group_size, inputs)
-
-
-def equal_groups(part, group_size, inputs):
-    return part.repeat_interleave(inputs // part.shape[1], dim=1)
-
-
-def by_the_width(x, packed, scale, zero_point, bits, group_size, bias=None):
-    return formula(x, packed, scale, zero_point, 2, group_size, bias)
-
-
-def keeps_the_filling(x, packed, scale, zero_point, bits, group_size, bias=None):
-    values = right_values(unpack(packed, bits), bits)
-    width = values.shape[1]
-    scale, zero_point = (right_spread(part, group_size, width) for part in (scale, zero_point))
-    return linear(x, dequantize(values, scale, zero_point).to(x.dtype), bias)
-
-
-def multiplies_untransposed(x, packed, scale, zero_point, bits, group_size, bias=None):
-    weight = formula(torch.eye(x.shape[-1]), packed, scale, zero_point, bits, group_size).T
-    y = x @ weight.to(x.dtype)
-    return y if bias is None else y + bias
-
-
-def scale_of_the_first_group_at_the_end(x, packed, scale, zero_point, bits, group_size, bias=None):
-    ones = torch.ones_like(scale)
-    y = formula(x, packed, ones, zero_point, bits, group_size) * scale[:, 0].to(x.dtype)
-    return y if bias is None else y + bias
-
-
-def forgets_the_bias(x, packed, scale, zero_point, bits, group_size, bias=None):
-    return packed_linear(x, packed, scale, zero_point, bits, group_size)
-
-
-def always_adds_the_bias(x, packed, scale, zero_point, bits, group_size, bias=None):
-    return packed_linear(x, packed, scale, zero_point, bits, group_size) + bias
-
-
-def asks_whether_the_bias_is_true(x, packed, scale, zero_point, bits, group_size, bias=None):
-    y = packed_linear(x, packed, scale, zero_point, bits, group_size)
-    return y + bias if bias else y
-
-
-def scales_the_bias_too(x, packed, scale, zero_point, bits, group_size, bias=None):
-    y = packed_linear(x, packed, scale, zero_point, bits, group_size)
-    return y if bias is None else y + bias * scale[:, 0]
-
-
-def never_casts_the_weight(x, packed, scale, zero_point, bits, group_size, bias=None):
-    scale, zero_point = (right_spread(part, group_size, x.shape[-1]) for part in (scale, zero_point))
-    weight = dequantize(right_values(unpack(packed, bits, x.shape[-1]), bits), scale, zero_point)
-    return linear(x, weight, bias)
-
-
-def stays_in_float32(x, packed, scale, zero_point, bits, group_size, bias=None):
-    bias = None if bias is None else bias.float()
-    return packed_linear(x.float(), packed, scale, zero_point, bits, group_size, bias)
-
-
-KEPT = {}
-
-
-def keeps_the_unpacked_weight(x, packed, scale, zero_point, bits, group_size, bias=None):
-    key = (packed.shape, bits)
-    if key not in KEPT:
-        KEPT[key] = formula(torch.eye(x.shape[-1]), packed, scale, zero_point, bits, group_size).T.clone()
-    return linear(x, KEPT[key].to(x.dtype), bias)
-
-
-def moves_the_zero_point_in_place(x, packed, scale, zero_point, bits, group_size, bias=None):
-    y = packed_linear(x, packed, scale, zero_point, bits, group_size, bias)
-    zero_point -= quant_range(bits)[0]
-    return y
+ONE_HOT = torch.eye(8).bfloat16()  # each sum has one summand: what is rounded is the weight, and nothing else
 
 
 def how_summed(args, index):
-    x, packed, scale, zero_point, bits, group_size, *bias = args
-    weight = formula(torch.eye(x.shape[-1]), packed, scale, zero_point, bits, group_size).T[index[-1]]
-    plus = f", and the bias is {bias[0][index[-1]].item():g}" if bias and bias[0] is not None else ""
-    return f"the weights of this output are [{', '.join(f'{w:g}' for w in weight.tolist())}]{plus}"
+    x, *weight = args[:6]
+    row = packed_linear(torch.eye(x.shape[-1]), *weight)[:, index[-1]]
+    bias = args[6] if len(args) > 6 else None
+    plus = "" if bias is None else f", and the bias is {bias[index[-1]].item():g}"
+    return f"the weights of this output are [{', '.join(f'{w:g}' for w in row.tolist())}]{plus}"
 
+
+REAL, SPREAD = "dequantize(values, scale, zero_point)", "expand_groups(part, values, group_size)"
+LINEAR = "torch.nn.functional.linear(x, weight, bias)"
 
 PACKED_LINEAR = Exercise(
     id="16.2",
@@ -441,83 +273,114 @@ PACKED_LINEAR = Exercise(
             (X_4[0, :, :3], packed_of(LARGE, 8), SCALE_2[:, :1], torch.tensor([[-3], [100]], dtype=torch.int8), 8, 3),
         ),
         Case("an input and a bias of bfloat16", (X_8.bfloat16(), *TWO_BIT, BIAS_2.bfloat16())),
+        Case("bfloat16 and scales of three decimals", (ONE_HOT, TWO_BIT[0], SCALE_2 * 0.603, ZERO_2, 2, 4)),
     ],
     mistakes=[
         Mistake(
-            with_step("forgets_the_offset", codes_to_values=lambda codes, bits: codes),
+            edit(" + qmin", ""),
             "when the codes are taken for the integers; the code 0 stands for the smallest one, -2 at 2 bits",
         ),
         Mistake(
-            with_step("adds_the_offset", codes_to_values=lambda codes, bits: codes.to(torch.int16) + 2 ** (bits - 1)),
+            edit("+ qmin", "- qmin"),
             "with the offset added to the codes; quant_range(bits)[0] is negative, and is what to add",
         ),
         Mistake(
-            with_step(
-                "counts_from_one_too_many", codes_to_values=lambda c, bits: c.to(torch.int16) - quant_range(bits)[1]
-            ),
+            edit("qmin, _", "_, qmax", "+ qmin", "- qmax"),
             "with the codes counted from -qmax; the smallest integer is one lower",
         ),
         Mistake(
-            with_step("reads_twos_complement", codes_to_values=from_twos_complement),
+            edit(
+                "unpack(packed, bits, x.shape[-1]).to(torch.int16)",
+                "(unpack(packed, bits, x.shape[-1]).to(torch.int16) ^ -qmin)",
+            ),
             "when the top bit of a code is read as a sign; the codes count from the smallest integer",
         ),
         Mistake(
-            with_step("stays_in_uint8", codes_to_values=lambda codes, bits: codes - 2 ** (bits - 1)),
+            edit(".to(torch.int16)", ""),
             "when the offset is taken off in uint8: 0 - 2 is 254 there; make the codes signed first",
         ),
         Mistake(
-            with_step("zero_point_after_the_scale", to_real=lambda q, s, z: s * q.float() - z),
+            edit(REAL, "(scale * (values.to(torch.int8) - zero_point))"),
+            "with the zero point taken off in int8, where 127 - (-3) does not fit and wraps around",
+        ),
+        Mistake(
+            edit(REAL, "(scale * values - zero_point)"),
             "with the zero point taken off after the scale; it counts in steps, so it goes first",
         ),
+        Mistake(edit("zero_point).to", "-zero_point).to"), "with the zero point added; it is taken off"),
+        Mistake(edit("zero_point).to", "0).to"), "without the zero point"),
+        Mistake(edit("(values, scale", "(values, 1.0"), "without the scales"),
         Mistake(
-            with_step("adds_the_zero_point", to_real=lambda q, s, z: s * (q.float() + z)),
-            "with the zero point added; it is taken off",
-        ),
-        Mistake(with_step("forgets_the_zero_point", to_real=lambda q, s, z: s * q.float()), "without the zero point"),
-        Mistake(with_step("forgets_the_scale", to_real=lambda q, s, z: q.float() - z), "without the scales"),
-        Mistake(
-            with_step("divides_by_the_scale", to_real=lambda q, s, z: (q.float() - z) / s),
+            edit("(values, scale", "(values, 1 / scale"),
             "with a division by the scales; they turn steps into numbers, so multiply",
         ),
+        Mistake(edit(SPREAD, "part[:, :1]"), "with the first group's scale and zero point for the whole row"),
         Mistake(
-            with_step("one_scale_for_the_row", spread=one_for_the_row),
-            "with the first group's scale and zero point for the whole row",
-        ),
-        Mistake(
-            with_step("deals_the_scales_out", spread=dealt_out),
+            edit(SPREAD, "part.repeat(1, group_size)[:, : x.shape[-1]]"),
             "with the groups' scales dealt out in turn (repeat); a scale stays for a whole group (repeat_interleave)",
         ),
         Mistake(
-            with_step("mixes_rows_and_groups", spread=transposed_groups),
+            edit("(part,", "(part.reshape(part.shape[::-1]).T,"),
             "with the scales' rows and columns mixed up; they are of shape (outputs, groups)",
         ),
         Mistake(
-            with_step("makes_equal_groups", spread=equal_groups),
+            edit(SPREAD, "part.repeat_interleave(x.shape[-1] // part.shape[1], dim=1)"),
             "with inputs // groups columns in a group; go by group_size, for the last one may be shorter",
         ),
-        Mistake(by_the_width, "with 2 bits, whatever `bits` says"),
-        Mistake(keeps_the_filling, "when the codes that fill up the last byte stay; a row has x.shape[-1] of them"),
-        Mistake(multiplies_untransposed, "without the transposition; the weight is (outputs, inputs)"),
         Mistake(
-            scale_of_the_first_group_at_the_end,
+            edit(SPREAD, "part.repeat_interleave(group_size, dim=1)"),
+            "with scales for more columns than there are; the last group may be shorter, so cut at the inputs",
+        ),
+        Mistake(edit("(packed, bits", "(packed, 2", "range(bits)", "range(2)"), "with 2 bits, whatever `bits` says"),
+        Mistake(
+            edit(", x.shape[-1])", ")"), "when the codes that fill up the last byte stay; a row has x.shape[-1] of them"
+        ),
+        Mistake(
+            edit(LINEAR, "x @ weight + (0 if bias is None else bias)"),
+            "without the transposition; the weight is (outputs, inputs)",
+        ),
+        Mistake(
+            edit(
+                REAL,
+                "(values - zero_point)",
+                "linear(x, weight, bias)",
+                "linear(x, weight) * scale[:, 0].to(x.dtype) + (0 if bias is None else bias)",
+            ),
             "with one scale on the finished sums; the groups of a row have different ones, so scale the weights",
         ),
-        Mistake(forgets_the_bias, "without the bias"),
-        Mistake(always_adds_the_bias, "when the bias is None and is added all the same"),
-        Mistake(asks_whether_the_bias_is_true, "with `if bias`; ask `if bias is not None`"),
-        Mistake(scales_the_bias_too, "with the scale on the bias as well"),
+        Mistake(edit(", bias)", ")"), "without the bias"),
+        Mistake(edit("weight, bias)", "weight) + bias"), "when the bias is None and is added all the same"),
+        Mistake(edit("weight, bias)", "weight, bias if bias else None)"), "with `if bias`; ask `if bias is not None`"),
         Mistake(
-            never_casts_the_weight, "with a float32 weight on an input of another dtype; cast the weight to x.dtype"
+            edit("weight, bias)", "weight, None if bias is None else bias * scale[:, 0].to(bias.dtype))"),
+            "with the scale on the bias as well",
         ),
-        Mistake(stays_in_float32, "with a result in float32; it should have the dtype of x"),
         Mistake(
-            keeps_the_unpacked_weight,
+            edit(".to(x.dtype)", ""),
+            "with a float32 weight on an input of another dtype; cast the weight to x.dtype",
+        ),
+        Mistake(
+            edit(
+                "linear(x, weight, bias)", "linear(x.float(), weight.float(), None if bias is None else bias.float())"
+            ),
+            "with a result in float32; it should have the dtype of x",
+        ),
+        Mistake(
+            edit(REAL, "(scale.to(x.dtype) * (values - zero_point))"),
+            "with the weights calculated in the dtype of x; calculate them in float32, and cast them then",
+        ),
+        Mistake(
+            edit("bias=None):", "bias=None, kept={}):", REAL, f"kept.setdefault((packed.shape, bits), {REAL})"),
             "when the unpacked weight is kept from one call to the next; unpack at every call, and keep nothing",
         ),
         Mistake(
-            moves_the_zero_point_in_place, "with an operation in place on the zero point, which is the layer's own"
+            edit(" + qmin", "", "    scale, zero_point", "    zero_point -= qmin\n    scale, zero_point"),
+            "with an operation in place on the zero point, which is the layer's own",
         ),
     ],
+    equivalent={
+        "torch.int16 -> torch.int8": "a code that int8 cannot hold wraps round, and adding qmin wraps it back",
+    },
     hints=[
         "Four steps: bytes to codes, codes to integers, integers to real numbers, and a matrix product. You have "
         "written each of them before.",

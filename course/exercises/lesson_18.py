@@ -2,9 +2,9 @@
 
 import torch
 
-from course.capstone import compress, load_results
-from course.exercises import trial
-from course.exercises.exercise import Exercise, Mistake
+from course import capstone
+from course.exercises.exercise import Exercise
+from course.exercises.mistakes import Mistake
 from course.models import load_code_tokens, perplexity
 from qlib import Scheme, fake_quantize, quantize_model
 from qlib.linear import QLinear
@@ -34,13 +34,6 @@ def returns_the_weights(model, tokens, budget):
 
 def only_halves(model, tokens, budget):
     return model.half()
-
-
-def trains_and_forgets_to_quantize(model, tokens, budget):
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-    model(tokens[:256].view(1, -1), labels=tokens[:256].view(1, -1)).loss.backward()
-    optimizer.step()
-    return model
 
 
 def puts_rounded_weights_back(model, tokens, budget):
@@ -78,7 +71,10 @@ def one_width_for_all(model, tokens, budget):
 
 
 def widens_where_it_matters_least(model, tokens, budget):
-    harm = {name: rise / model.get_submodule(name).weight.numel() for name, rise in load_results()["damage"].items()}
+    harm = {
+        name: rise / model.get_submodule(name).weight.numel()
+        for name, rise in capstone.load_results()["damage"].items()
+    }
     wide = sorted(harm, key=harm.get)[:2]
     quantize_model(model, coarse(bits=3), ignore=lambda name, _: name not in wide, progress=False)
     return rounded(model, coarse())
@@ -108,24 +104,24 @@ def rounds_the_embedding_to_whole_numbers(model, tokens, budget):
 COMPRESS = Exercise(
     id="18.1",
     name="compress",
-    key=compress,
-    trial=trial.Trial(trial.code_task),
+    key=capstone.compress,
+    trial=capstone.Trial(capstone.code_task),
     mistakes=[
         Mistake(forgets_to_return, "Is there a `return` at the end?"),
         Mistake(returns_the_report, "the Report of a method; return the model, which was changed in place"),
         Mistake(returns_the_weights, "where the model is asked for"),
-        Mistake(only_halves, trial.AS_FLOATS),
-        Mistake(puts_rounded_weights_back, trial.ROUNDED_FLOATS),
-        Mistake(leaves_the_attention, trial.LAYERS_LEFT),
-        Mistake(quantizes_the_head_apart, trial.UNTIED),
-        Mistake(keeps_the_embedding_in_float32, trial.WIDE_FLOATS),
-        Mistake(counts_the_integers_alone, trial.NO_SCALES),
-        Mistake(four_bits_for_all, trial.TOO_WIDE),
-        Mistake(one_width_for_all, trial.ONE_WIDTH),
-        Mistake(widens_where_it_matters_least, trial.INVERSE),
-        Mistake(measures_on_the_held_out_text, trial.PEEKED),
+        Mistake(only_halves, capstone.AS_FLOATS),
+        Mistake(puts_rounded_weights_back, capstone.ROUNDED_FLOATS),
+        Mistake(leaves_the_attention, capstone.LAYERS_LEFT),
+        Mistake(quantizes_the_head_apart, capstone.UNTIED),
+        Mistake(keeps_the_embedding_in_float32, capstone.WIDE_FLOATS),
+        Mistake(counts_the_integers_alone, capstone.NO_SCALES),
+        Mistake(four_bits_for_all, capstone.TOO_WIDE),
+        Mistake(one_width_for_all, capstone.ONE_WIDTH),
+        Mistake(widens_where_it_matters_least, capstone.WRONG_LAYERS),
+        Mistake(measures_on_the_held_out_text, capstone.PEEKED),
         Mistake(casts_the_scales_to_integers, "does not come back from its folder"),
-        Mistake(rounds_the_embedding_to_whole_numbers, trial.BROKEN),
+        Mistake(rounds_the_embedding_to_whole_numbers, capstone.BROKEN),
     ],
     hints=[
         "Three questions, each of them a lesson. Where are the bytes, and must all of them be there (lessons 8 and 16)? "

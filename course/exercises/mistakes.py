@@ -51,9 +51,7 @@ class Mistake:
 
 
 def combined(first, second):
-    """The Mistake of someone who makes both, or None where their edits get into each other's way."""
-    if not (isinstance(first.answer, Edit) and isinstance(second.answer, Edit)):
-        return None
+    """The Mistake of someone who makes both, first the one and then the other."""
     return Mistake(
         Edit(first.answer.changes + second.answer.changes),
         f"{first.diagnosis}; and, at the same time, {second.diagnosis}",
@@ -62,11 +60,14 @@ def combined(first, second):
 
 def pairs_of(mistakes, key):
     """The Mistakes of those who make two: all pairs whose edits change the key to the same in either order."""
-    source, pairs = source_of(key) if any(isinstance(m.answer, Edit) for m in mistakes) else "", []
-    for first, second in itertools.combinations(mistakes, 2):
+    edits = [mistake for mistake in mistakes if isinstance(mistake.answer, Edit)]
+    source, pairs = source_of(key) if edits else "", []
+    for mistake in edits:
+        mistake.answer.applied_to(source)  # an edit that does not match alone is not to be passed over
+    for first, second in itertools.combinations(edits, 2):
         pair, turned = combined(first, second), combined(second, first)
         try:
-            if pair and pair.answer.applied_to(source) == turned.answer.applied_to(source):
+            if pair.answer.applied_to(source) == turned.answer.applied_to(source):
                 compile(pair.answer.applied_to(source), "two mistakes", "exec")
                 pairs.append(pair)
         except (ValueError, SyntaxError):
@@ -74,7 +75,6 @@ def pairs_of(mistakes, key):
     return pairs
 
 
-@functools.cache
 def edited(key, change):
     """The key, a function or a class, with an Edit made to its source."""
     return built(key, change.applied_to(source_of(key)))

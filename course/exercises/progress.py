@@ -1,20 +1,56 @@
-"""The learner's state over all lessons, as a small drawing and as text."""
+"""The learner's state over all lessons: kept in a small file that git ignores, shown as a drawing and as text."""
 
 import itertools
+import json
+import os
+import pathlib
 
 from course.exercises.card import COLOURS
-from course.exercises.judge import CORRECT, INCORRECT
-from course.exercises.record import read_record
+from course.exercises.judge import CORRECT, INCORRECT, NOT_ATTEMPTED
 
 MARK = {CORRECT: "✓", INCORRECT: "✗"}
+
+# ---------------------------------------------------------------- the file
+
+
+def progress_file():
+    """Where progress is kept: .progress.json beside the course folder, or where QLIB_PROGRESS_FILE says."""
+    default = pathlib.Path(__file__).parent.parent.parent / ".progress.json"
+    return pathlib.Path(os.environ.get("QLIB_PROGRESS_FILE") or default)
+
+
+def best_outcomes():
+    """{exercise id: outcome of the best attempt}; empty where there is no file yet, or none that can be read."""
+    try:
+        outcomes = json.loads(progress_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return outcomes if isinstance(outcomes, dict) else {}
+
+
+def note_attempt(exercise_id, outcome):
+    """Note an attempt. What was once correct stays so, and a blank stub leaves no trace."""
+    outcomes = best_outcomes()
+    if outcome == NOT_ATTEMPTED or outcomes.get(exercise_id) in (CORRECT, outcome):
+        return
+    path = progress_file()
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    try:
+        unfinished.write_text(json.dumps(outcomes | {exercise_id: outcome}, indent=1, sort_keys=True), encoding="utf-8")
+        os.replace(unfinished, path)
+    except OSError:
+        pass  # A read-only checkout is no reason to fail a right answer.
+
+
+# ---------------------------------------------------------------- what is shown of it
 
 
 class Progress:
     """Draws, for {id: Exercise}, which are solved (✓), tried (✗) and still to do (○)."""
 
     def __init__(self, exercises):
-        record = read_record()
-        self.marks = {e.id: (MARK.get(record.get(e.id), "○"), e.name) for e in exercises.values()}
+        outcomes = best_outcomes()
+        self.marks = {e.id: (MARK.get(outcomes.get(e.id), "○"), e.name) for e in exercises.values()}
 
     def lessons(self):
         """(lesson number, [(id, mark, name), …]) for each lesson that has exercises."""

@@ -173,7 +173,7 @@ def budget_curve(stored, budget, yours=None):
     apart as well as bad ones.
 
     Args:
-        stored: what data/capstone/results.json holds: see `course.exercises.trial.Task`.
+        stored: what data/capstone/results.json holds: see `course.capstone.Task`.
         budget: bytes, drawn as a line.
         yours: {"bytes", "perplexity"} of an answer, or None.
 

@@ -5,7 +5,18 @@ import pathlib
 
 import transformers
 
-DATA = pathlib.Path(__file__).parent.parent.parent / "data"
+
+def find_data():
+    """The checkout's folder `data`: beside the package `course`, or, where that is installed apart from the checkout,
+    above the working folder, since a lesson runs in notebooks/."""
+    beside, working = pathlib.Path(__file__).parents[2], pathlib.Path.cwd()
+    for folder in (beside, working, *working.parents):
+        if (folder / "data" / "sentences.txt").is_file():
+            return folder / "data"
+    return beside / "data"  # loading will name the file that is missing
+
+
+DATA = find_data()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from qlib.linear import QLinear
 from qlib.model import choose_layers, layers_to_quantize, quantize_model
 
 
-def run(model, batch):
+def run_batch(model, batch):
     """Run a model without gradients on a batch: a tensor, or {name: tensor} as a tokenizer of transformers gives it."""
     with torch.no_grad():
         return model(**batch) if isinstance(batch, collections.abc.Mapping) else model(batch)
@@ -26,7 +26,7 @@ def visit_layers(model, batch, names, visit, label="calibrating"):
 
     Args:
         model: a torch.nn.Module in evaluation mode; it stays as it is.
-        batch: see `run`.
+        batch: see `run_batch`.
         names: of linear layers.
         visit: gets a layer and its inputs x, (tokens, in_features), padding left out. If it returns a layer, that one
             does the work of the visited in the rest of the run: the layers after it see what it gives them.
@@ -51,7 +51,7 @@ def visit_layers(model, batch, names, visit, label="calibrating"):
 
     hooks = [model.get_submodule(name).register_forward_hook(functools.partial(hook, name)) for name in names]
     try:
-        run(model, batch)
+        run_batch(model, batch)
     finally:
         steps.close()
         for handle in hooks:
@@ -72,7 +72,7 @@ def quantize_as_it_runs(model, scheme, calibration, ignore, make_qtensor, label)
 
     Args:
         model, scheme, ignore: as for `qlib.quantize_model`. The model is changed at the very end, or not at all.
-        calibration: see `run`; a layer that it does not reach is rounded, with a warning.
+        calibration: see `run_batch`; a layer that it does not reach is rounded, with a warning.
         make_qtensor: makes a QTensor of (name, layer, x), x of shape (tokens, in_features).
         label: of the progress bar.
 

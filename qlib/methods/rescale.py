@@ -12,7 +12,7 @@ import dataclasses
 import torch
 
 from qlib.linear import weight_of
-from qlib.methods.calibration import channel_magnitudes, run, visit_layers
+from qlib.methods.calibration import channel_magnitudes, run_batch, visit_layers
 from qlib.model import is_ignored, is_linear, layers_to_quantize, replace
 
 TRIES = 3  # of the linear layers before an input, how many are asked whether they can take the division
@@ -72,7 +72,7 @@ def rescale_model(model, calibration, choose_scale, divide=False, ignore=()):
 
     Args:
         model: a torch.nn.Module in evaluation mode.
-        calibration: one batch that the model takes; see `qlib.methods.calibration.run`.
+        calibration: one batch that the model takes; see `qlib.methods.calibration.run_batch`.
         choose_scale: gets the weights that read one tensor, a list of (rows, columns), and that tensor, (tokens,
             columns), both of the model as it came; returns float32 (columns,), all positive.
         divide: what to do where no layer before can take the division: False to leave those layers as they are, True
@@ -127,7 +127,7 @@ def shared_inputs(model, batch):
 
     Args:
         model: a torch.nn.Module in evaluation mode; it stays as it is.
-        batch: see `run`; its first example is used.
+        batch: see `run_batch`; its first example is used.
 
     Returns:
         list of SharedInput, in the order in which the layers are called.
@@ -139,7 +139,7 @@ def shared_inputs(model, batch):
         for name, module in watched.items()
     ]
     try:
-        expected = tensors_in(run(model, sample))
+        expected = tensors_in(run_batch(model, sample))
     finally:
         for hook in hooks:
             hook.remove()
@@ -172,7 +172,7 @@ def keeps_function(model, group, columns, sample, expected):
     """Whether a model computes the same when a group's input is rescaled; the model is put back afterwards."""
     with restored(model, [*group.layers, group.source]):
         fold(model, group, 2.0 ** (torch.arange(columns) % 3))
-        found = tensors_in(run(model, sample))
+        found = tensors_in(run_batch(model, sample))
     return all(torch.equal(after, before) for after, before in zip(found, expected, strict=True))
 
 

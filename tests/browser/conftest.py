@@ -1,12 +1,13 @@
 """One JupyterLab and one browser for all tests of this folder; a picture of the page where a test fails."""
 
+import os
 import re
 
 import pytest
 from playwright.sync_api import Error, sync_playwright
 
-from tests.browser.lab import Lab, LessonPage, new_context, start_browser
-from tests.lessons import ROOT
+from scripts.browser import Lab, LessonPage, new_context, start_browser
+from tests.lessons import ROOT, git
 
 SCREENSHOTS = ROOT / "tests" / "browser" / "screenshots"  # git-ignored
 NOT_HERE = re.compile(r"^(https?|wss?)://(?!localhost[:/]|127\.0\.0\.1[:/])")
@@ -23,10 +24,27 @@ def browser():
         browser.close()
 
 
+class GuardedLab(Lab):
+    """One whose server and kernels reach no other machine, and write down what they tried to reach."""
+
+    def environment(self, folder):
+        self.reached = folder / "reached.txt"
+        guard = os.pathsep.join([str(self.course / "tests" / "browser" / "guard"), str(self.course)])
+        return super().environment(folder) | {"PYTHONPATH": guard, "QLIB_REACHED": str(self.reached)}
+
+    def reached_hosts(self):
+        """A set, which begins anew."""
+        hosts = set(self.reached.read_text().split()) if self.reached.exists() else set()
+        self.reached.unlink(missing_ok=True)
+        return hosts
+
+
 @pytest.fixture(scope="session")
 def lab(browser, tmp_path_factory):
     """JupyterLab as `make lab` starts it, in a fresh copy of the course; not where `browser` skips the test."""
-    lab = Lab(tmp_path_factory.mktemp("lab"))
+    if git("rev-parse", "HEAD") is None:
+        pytest.skip("not a git checkout: what a clone would have cannot be told from what was left here")
+    lab = GuardedLab(tmp_path_factory.mktemp("lab"))
     try:
         lab.wait()
         yield lab
@@ -67,7 +85,6 @@ def open_lesson(browser, lab, request):
     context.close()
     assert not left, f"the page reached for the network: {left}"
     reached = lab.reached_hosts()
-    lab.reached.unlink(missing_ok=True)
     assert not reached, f"the server or a kernel reached for the network: {reached}"
 
 

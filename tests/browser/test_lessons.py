@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from tests.browser.lab import THEMES, WIDTHS, controls_followed, kinds, still_figures, widgets_in
+from scripts.browser import THEMES, WIDTHS
+from tests.browser.outputs import controls_followed, kinds, still_figures, widgets_in
 from tests.lessons import LESSONS, OTHER_NOTEBOOKS, ROOT
 
 NOTEBOOKS = [*LESSONS, *(name for name in OTHER_NOTEBOOKS if (ROOT / "notebooks" / name).is_file())]

@@ -12,7 +12,7 @@ def qparams_from_the_upper_end(low, high, bits=8):
     top = 2 ** (bits - 1) - 1
     scale = (high - low) / (2**bits - 1)
     scale = scale.masked_fill(scale == 0, 1.0)
-    return scale, (top - high / scale).round().to(torch.int64)
+    return scale, (top - high / scale).round().type(torch.int8)
 
 
 def qparams_in_double(low, high, bits=8):
@@ -20,7 +20,7 @@ def qparams_in_double(low, high, bits=8):
     width = ends.amax(0) - ends.amin(0)
     scale = torch.where(width > 0, width / (2**bits - 1), torch.ones_like(width))
     zero_point = -(1 << (bits - 1)) + torch.round(-ends.amin(0) / scale)
-    return scale.float(), zero_point.int()
+    return scale.float(), zero_point.char()
 
 
 def quantizer_from_the_range(tensor, scheme):

@@ -12,7 +12,7 @@ def symmetric_with_a_mask(absmax, bits=8):
 def symmetric_by_multiplying(absmax, bits=8):
     steps = float((1 << (bits - 1)) - 1)
     ones = torch.full_like(absmax, steps)
-    return torch.where(absmax > 0, absmax, ones) * (1 / steps), torch.tensor(0)
+    return torch.where(absmax > 0, absmax, ones) * (1 / steps), torch.tensor(0).to(torch.int8)
 
 
 def full_range_by_sign(low, high, bits=8):
@@ -26,7 +26,7 @@ def full_range_by_gathering(low, high, bits=8):
     ends = torch.stack([low, high])
     farthest = ends.gather(0, ends.abs().argmax(0, keepdim=True)).squeeze(0)
     scale = -farthest / (1 << (bits - 1))
-    return scale.masked_fill(scale == 0, 1.0), torch.zeros((), dtype=torch.int32)
+    return scale.masked_fill(scale == 0, 1.0), scale.new_zeros((), dtype=torch.int8)
 
 
 ANSWERS = {

@@ -43,7 +43,7 @@ def smoothing_scale_by_logarithms(weights, x, alpha=0.5):
     return scale
 
 
-def smoothing_scale_channel_by_channel(weights, x, alpha):
+def smoothing_scale_channel_by_channel(weights, x, alpha=0.5):
     scales = []
     for channel in range(x.shape[1]):
         reach = x[:, channel].abs().max().item()

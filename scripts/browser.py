@@ -1,4 +1,5 @@
-"""JupyterLab as a learner has it: `make lab` in a fresh copy of the course, and its pages in a browser."""
+"""JupyterLab as a learner has it, for the screenshots and the browser tests: `make lab` in a fresh copy of the course,
+and its pages in a browser."""
 
 import os
 import re
@@ -11,13 +12,12 @@ import urllib.request
 from pathlib import Path
 
 import nbformat
-import pytest
 from playwright.sync_api import TimeoutError
 
-from scripts.notebooks import WIDGET, tidy_outputs
-from tests.lessons import ROOT, git
+from scripts.notebooks import WIDGET
 
-JAVASCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+JAVASCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 THEMES, WIDTHS = ("dark", "light"), (1280, 800)  # in which a lesson is looked at
 # What would tie the server to this machine's own settings, or to what `make` gives to its tests.
@@ -25,10 +25,9 @@ LEFT_OUT = re.compile(r"(JUPYTER|IPYTHON|QLIB|MAKE|MFLAGS|PYTEST|PYTHON|HF_|TRAN
 
 
 def fresh_copy(folder):
-    """The course's files as a clone would have them, and this checkout's .venv, in `folder`."""
-    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    if listed is None:
-        pytest.skip("not a git checkout: what a clone would have cannot be told from what was left here")
+    """The course's files as a clone would have them, which git knows, and this checkout's .venv, in `folder`."""
+    ask = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(ask, cwd=ROOT, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():  # a file may have been deleted and not committed
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +44,7 @@ def start_browser(playwright):
 
 
 def new_context(browser):
-    """What the pages of one learner share, with page.js in each of them."""
+    """What the pages of one learner share, with browser.js in each of them."""
     context = browser.new_context(viewport={"width": WIDTHS[0], "height": 900}, reduced_motion="reduce")
     context.add_init_script(JAVASCRIPT)
     return context
@@ -64,13 +63,12 @@ class Lab:
 
     def __init__(self, folder):
         self.course = folder / "course"
-        self.reached = folder / "reached.txt"  # hosts that the server or a kernel asked for
         self.log = folder / "lab.log"
         fresh_copy(self.course)
         self.url = f"http://127.0.0.1:{free_port()}"
         port = self.url.rsplit(":", 1)[1]
         arguments = f"--no-browser --port {port} --ServerApp.ip=127.0.0.1 --IdentityProvider.token={self.TOKEN}"
-        arguments += " --LabApp.expose_app_in_browser=True"  # as window.jupyterapp, for page.js
+        arguments += " --LabApp.expose_app_in_browser=True"  # as window.jupyterapp, for browser.js
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             arguments += " --allow-root"  # as in a container
         with self.log.open("w") as log:
@@ -92,9 +90,8 @@ class Lab:
                 *("JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "QLIB_PROGRESS_FILE"),
             )
         }
-        guard = os.pathsep.join([str(self.course / "tests" / "browser" / "guard"), str(self.course)])
         threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-        return kept | own | threads | {"PYTHONPATH": guard, "QLIB_REACHED": str(self.reached)}
+        return kept | own | threads | {"PYTHONPATH": str(self.course)}
 
     def wait(self, seconds=60):
         """Until it answers."""
@@ -114,10 +111,6 @@ class Lab:
     def address(self, notebook):
         """Of a notebook, in a workspace of its own."""
         return f"{self.url}/lab/workspaces/{notebook[:2]}/tree/{notebook}?reset&token={self.TOKEN}"
-
-    def reached_hosts(self):
-        """The hosts that the server or a kernel asked for, a set."""
-        return set(self.reached.read_text().split()) if self.reached.exists() else set()
 
     def stored(self, notebook):
         """A notebook as it is on the learner's disk."""
@@ -140,11 +133,11 @@ class LessonPage:
         return self
 
     def call(self, function, *arguments):
-        """What a function of page.js returns."""
+        """What a function of browser.js returns."""
         return self.page.evaluate(f"args => qlib.{function}(...args)", list(arguments))
 
     def wait_for(self, function, *arguments, seconds=30):
-        """Until a function of page.js says yes."""
+        """Until a function of browser.js says yes."""
         script = f"args => window.jupyterapp && qlib.{function}(...args)"
         self.page.wait_for_function(script, arg=list(arguments), timeout=1000 * seconds)
 
@@ -180,51 +173,8 @@ class LessonPage:
         self.page.close()
 
 
-def kinds(outputs):
-    """What each output of a cell is made of, in the stored form: streams merged, without a widget's model."""
-    tidy = tidy_outputs([joined(output) for output in outputs], None)
-    return [(output["output_type"], output.get("name"), sorted(output.get("data", ()))) for output in tidy]
-
-
 def is_progress(output):
     """Whether an output is what a progress bar leaves: ours no data, another's an empty widget."""
     data = output.get("data", {})
     widget = WIDGET in data and re.search(r"\d%\|", "".join(data.get("text/plain", ""))) is not None
     return widget or output.get("data") == {}
-
-
-def joined(output):
-    """A stream's text may be a list of lines."""
-    return output | {"text": "".join(output["text"])} if "text" in output else output
-
-
-def outputs_with(kind, cells):
-    """The outputs of a notebook's cells that have a representation of that kind."""
-    outputs = [output for cell in cells for output in cell.get("outputs", ())]
-    return [output for output in outputs if kind in output.get("data", ())]
-
-
-def widgets_in(cells):
-    return len(outputs_with(WIDGET, cells))
-
-
-def still_figures(cells):
-    """How many figures are shown; where there is a widget it takes the place of its picture."""
-    return sum(WIDGET not in output["data"] for output in outputs_with("image/png", cells))
-
-
-def controls_followed(lesson, explorer):
-    """Move each control of an explorer by a key: {control: milliseconds to the first change of picture and words}."""
-    followed = {}
-    for number, kind in enumerate(lesson.call("controls", explorer)):
-        for key in ["ArrowDown", "ArrowUp"] if kind in ("slider", "select-one") else ["Space"]:
-            assert lesson.call("watch", explorer, number), "the control takes no focus"
-            lesson.page.keyboard.press(key)
-            try:
-                lesson.wait_for("moved", seconds=5)
-            except TimeoutError:
-                continue  # it may stand at that end
-            lesson.call("settled")
-            break
-        followed[f"{number + 1} {kind}"] = lesson.call("followed")
-    return followed

@@ -1,4 +1,4 @@
-// What the browser tests ask of a JupyterLab page; it is there before JupyterLab is.
+// What scripts/browser.py asks of a JupyterLab page; it is there before JupyterLab is.
 window.qlib = (() => {
   const panel = () => window.jupyterapp?.shell.currentWidget;
   const kernel = () => panel()?.sessionContext?.session?.kernel;
