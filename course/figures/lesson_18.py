@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import functools
+import graphlib
 import pathlib
 import re
 import textwrap
@@ -74,28 +75,22 @@ def reached_from(room, imports):
 def floors(imports):
     """{room: its floor}: 0 for those that import nothing, else one above the highest that it imports.
 
-    Rooms that import each other stand on one floor.
+    Raises:
+        graphlib.CycleError: rooms import each other; it names them.
     """
-    reached = {room: reached_from(room, imports) for room in imports}
-
-    @functools.cache
-    def floor(room):
-        beside = {room} | {other for other in reached[room] if room in reached[other]}
-        below = set().union(*(imports[other] for other in beside)) - beside
-        return max((floor(other) + 1 for other in below), default=0)
-
-    return {room: floor(room) for room in imports}
+    floor = {}
+    for room in graphlib.TopologicalSorter(imports).static_order():
+        floor[room] = max((floor[other] + 1 for other in imports[room]), default=0)
+    return floor
 
 
 def arrows_needed(imports):
-    """[(room, room that it imports)] from floor to floor, without the imports that follow from two others."""
-    floor, reached = floors(imports), {room: reached_from(room, imports) for room in imports}
-    below = {room: {other for other in imports[room] if floor[other] < floor[room]} for room in imports}
+    """[(room, room that it imports)] without the imports that are there by way of another."""
     return [
         (room, other)
         for room in imports
-        for other in sorted(below[room])
-        if not any(other in reached[third] and floor[third] > floor[other] for third in below[room])
+        for other in sorted(imports[room])
+        if not any(other in reached_from(third, imports) for third in imports[room])
     ]
 
 
@@ -157,11 +152,11 @@ def map_text(axis, floor, roof, arrows):
         ", ".join(titles[name] for name in sorted(floor) if floor[name] == level)
         for level in range(max(floor.values()) + 1)
     ]
+    above = ", ".join(titles[name] for name in sorted(roof))
     return (
-        f"{len(floor)} rooms of qlib on {len(levels)} floors, each above what it imports, or beside it if that imports "
-        f"it back ({arrows} arrows), with the lessons that ask for what is in them, from the ground up: "
-        f"{'; '.join(levels)}. On the roof, reading from all, the course: "
-        f"{', '.join(titles[name] for name in sorted(roof))}."
+        f"{len(floor)} rooms of qlib on {len(levels)} floors, each above all that it imports ({arrows} arrows), with "
+        f"the lessons that ask for what is in them, from the ground up: {'; '.join(levels)}. "
+        f"On the roof, reading from all, the course: {above}."
     )
 
 
