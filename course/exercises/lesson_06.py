@@ -23,7 +23,7 @@ BITS_PER_WEIGHT = Exercise(
             ((3, 14), Scheme(4, symmetric=False, group_size=4)),
         ),
         Case(
-            "a 7 x 5 matrix, 3 bits, symmetric, per column, so that a row does not fill its last byte",
+            "a 7 x 5 matrix, 3 bits, symmetric, per column, so that a row ends inside a byte",
             ((7, 5), Scheme(3, axis=1)),
         ),
         Case("a 2 x 10 matrix, 3 bits, symmetric, per group of 4", ((2, 10), Scheme(3, group_size=4))),
@@ -36,15 +36,11 @@ BITS_PER_WEIGHT = Exercise(
         ),
         Mistake(edit(" + scale_bytes", ""), "without the scales and zero points"),
         Mistake(edit("4 if", "0 if", "else 5", "else 1"), "without the scales"),
-        Mistake(
-            edit("else 5", "else 4"), "without the zero points; in asymmetric mode each block has one, of one byte"
-        ),
+        Mistake(edit("else 5", "else 4"), "without the zero points; in asymmetric mode each block has one, a byte"),
         Mistake(edit("4 if", "5 if"), "with a zero point in symmetric mode, where it is 0 and not kept"),
         Mistake(edit("4 if", "2 if", "else 5", "else 3"), "with scales of 16 bits; a QTensor keeps them in float32"),
         Mistake(edit("else 5", "else 8"), "with zero points of 32 bits; a QTensor keeps them in int8, one byte each"),
-        Mistake(
-            edit("else 5", "else 4 + scheme.bits / 8"), "with zero points as narrow as the weights; each takes a byte"
-        ),
+        Mistake(edit("else 5", "else 4 + scheme.bits / 8"), "with zero points as narrow as weights; each takes a byte"),
         Mistake(
             edit("8 * (packed_bytes + s", "(8 * packed_bytes + s"),
             "when the 4 bytes of a scale and the 1 of a zero point are counted as bits",
@@ -53,10 +49,7 @@ BITS_PER_WEIGHT = Exercise(
             edit("packed_bytes + s", "packed_bytes + 8 * s"),
             "when the 32 bits of a scale and the 8 of a zero point are counted as bytes",
         ),
-        Mistake(
-            edit("math.ceil(columns / (", "(columns // ("),
-            "when a shorter group at a row's end gets no scale; round up",
-        ),
+        Mistake(edit("math.ceil(columns / (", "(columns // ("), "when a shorter last group gets no scale; round up"),
         Mistake(
             edit(
                 "math.ceil(columns / (scheme.group_size or columns))",
@@ -84,9 +77,7 @@ BITS_PER_WEIGHT = Exercise(
             edit("groups_in_a_row, 1: columns", "groups_in_a_row if scheme.group_size else columns, 1: rows"),
             "with rows and columns swapped; axis 0 has a scale for each row",
         ),
-        Mistake(
-            edit("None: 1", "None: rows"), "with a scale a row for axis=None; `not scheme.axis` is true of None and 0"
-        ),
+        Mistake(edit("None: 1", "None: rows"), "with a scale a row for axis=None; `not scheme.axis` is true of 0, too"),
         Mistake(
             edit("[scheme.axis]", "[scheme.axis if scheme.group_size else scheme.axis or None]"),
             "with a single scale for axis=0; `if scheme.axis` is false of 0 as of None",
@@ -123,9 +114,7 @@ BITS_PER_WEIGHT = Exercise(
             edit("8 * (p", "(p", " / (rows * columns)", ""),
             "with the bytes of the whole matrix; the question is how many bits a weight costs",
         ),
-        Mistake(
-            edit("/ (rows * columns)", "// (rows * columns)"), "with `//`, which drops the fraction that you are after"
-        ),
+        Mistake(edit("/ (rows * columns)", "// (rows * columns)"), "with `//`, which drops the fraction"),
         Mistake(
             edit("return 8 * (", "return round(8 * (", "rows * columns)", "rows * columns))"),
             "with a rounded result; the fraction counts",
@@ -133,6 +122,18 @@ BITS_PER_WEIGHT = Exercise(
         Mistake(
             edit("(rows * columns)", "rows * columns"),
             "without brackets around rows * columns: Python divides by the rows and then multiplies by the columns",
+        ),
+        Mistake(
+            edit("math.ceil(columns / (", "(columns / ("),
+            "with a fraction of a group where the last is shorter; round up",
+        ),
+        Mistake(
+            edit("math.ceil(columns / ", "round(columns / "),
+            "with the number of groups rounded to the nearest; round up",
+        ),
+        Mistake(
+            edit("(4 if scheme.symmetric else 5)", "4 + (not scheme.symmetric)"),
+            "with a single zero point for the matrix; each block has one",
         ),
     ],
     equivalent=dict.fromkeys(

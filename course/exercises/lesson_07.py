@@ -39,17 +39,13 @@ CHANNEL_RANGE = Exercise(
     mistakes=[
         Mistake(edit("!= axis", "== axis"), "when you reduce the very dimension that should stay; reduce the others"),
         Mistake(ends("tensor.amin(axis)"), "when you reduce `axis` itself; reduce the others, with keepdim=True"),
-        Mistake(
-            ends("tensor.amin(others)"), "without keepdim=True; what is left does not line up with the tensor any more"
-        ),
+        Mistake(ends("tensor.amin(others)"), "without keepdim=True; what is left does not line up with the tensor"),
         Mistake(edit("!= axis", "!= 0"), "with the range of each row, whatever the axis"),
         Mistake(edit("!= axis", "!= 1"), "with the range of each column, whatever the axis"),
         Mistake(edit(OTHERS, "-1"), "when the last dimension is reduced, whatever the axis"),
         Mistake(ends("tensor.amin()"), "with the range of the whole tensor; each channel has its own"),
         Mistake(edit(" if dim != axis", ""), "when every dimension is reduced; the one that `axis` names has to stay"),
-        Mistake(
-            edit(OTHERS, "1 - axis"), "with `1 - axis`, which works for two dimensions; here there are more to reduce"
-        ),
+        Mistake(edit(OTHERS, "1 - axis"), "with `1 - axis`, which works for two dimensions; reduce all the others"),
         Mistake(
             ends("tensor.min(1 - axis, keepdim=True)"),
             "with .min(dim), which returns positions as well; .amin gives the values alone",
@@ -59,8 +55,7 @@ CHANNEL_RANGE = Exercise(
             "with .min(axis): it returns positions as well, and it reduces the very dimension that should stay",
         ),
         Mistake(
-            ends("tensor.amin(others).reshape(-1, 1)"),
-            "with shape (channels, 1) for every axis; that lines up with axis 0 alone",
+            ends("tensor.amin(others).reshape(-1, 1)"), "with shape (channels, 1), which lines up for axis 0 alone"
         ),
         Mistake(
             ends("tensor.reshape(tensor.shape[axis], -1).amin(1).reshape(tensor.amin(others, keepdim=True).shape)"),
@@ -85,6 +80,22 @@ CHANNEL_RANGE = Exercise(
             "with a range widened to hold 0; asymmetric_qparams does that when it is its turn",
         ),
         Mistake(edit(", tensor.amax(others, keepdim=True)", ""), "with the low end alone; return (low, high)"),
+        Mistake(
+            ends("tensor.min(others, keepdim=True)"), "with .min, which takes a single dimension; .amin takes several"
+        ),
+        Mistake(
+            ends("tensor.min(axis, keepdim=True)"),
+            "with .min(axis, keepdim=True), which returns positions as well, and reduces `axis` itself",
+        ),
+        Mistake(
+            edit(
+                "return tensor.amin",
+                "return torch.stack((tensor.amin",
+                "amax(others, keepdim=True)",
+                "amax(others, keepdim=True)))",
+            ),
+            "with low and high stacked in one tensor; return two",
+        ),
     ],
     hints=[
         "A channel is a slice along `axis`. Everything but that dimension is reduced to its smallest and its largest "
@@ -119,15 +130,11 @@ CHOOSE_QPARAMS = Exercise(
         Case("the 3x3 matrix, 8 bits, symmetric, per tensor", (MATRIX, Scheme(8, axis=None))),
         Case("the 3x3 matrix, 8 bits, asymmetric, per row", (MATRIX, Scheme(8, symmetric=False, axis=0))),
         Case(
-            "a 4 x 16 matrix from -0.77 to 0.65, 4 bits, asymmetric, per column",
-            (SPREAD, Scheme(4, symmetric=False, axis=1)),
+            "numbers from -0.77 to 0.65, 4 bits, asymmetric, per column", (SPREAD, Scheme(4, symmetric=False, axis=1))
         ),
-        Case("a 4 x 16 matrix from -0.77 to 0.65, 4 bits, symmetric, per row", (SPREAD, Scheme(4, axis=0))),
-        Case("a matrix in bfloat16, 8 bits, symmetric, per row", (SPREAD.bfloat16(), Scheme(8, axis=0))),
-        Case(
-            "a matrix in bfloat16, 3 bits, asymmetric, per tensor",
-            (SPREAD.bfloat16(), Scheme(3, symmetric=False, axis=None)),
-        ),
+        Case("numbers from -0.77 to 0.65, 4 bits, symmetric, per row", (SPREAD, Scheme(4, axis=0))),
+        Case("bfloat16, 8 bits, symmetric, per row", (SPREAD.bfloat16(), Scheme(8, axis=0))),
+        Case("bfloat16, 3 bits, asymmetric, per tensor", (SPREAD.bfloat16(), Scheme(3, symmetric=False, axis=None))),
     ],
     mistakes=[
         Mistake(edit("not scheme.symmetric", "False"), "in symmetric mode whatever the scheme says"),
@@ -137,15 +144,11 @@ CHOOSE_QPARAMS = Exercise(
             edit("high, scheme.bits", "high", "absmax, scheme.bits", "absmax"),
             "with 8 bits whatever the scheme says; hand scheme.bits on",
         ),
-        Mistake(
-            edit("absmax, scheme.bits", "absmax"), "with 8 bits in symmetric mode; symmetric_qparams wants the bits too"
-        ),
-        Mistake(
-            edit("high, scheme.bits", "high"), "with 8 bits in asymmetric mode; asymmetric_qparams wants the bits too"
-        ),
+        Mistake(edit("absmax, scheme.bits", "absmax"), "with 8 bits in symmetric mode; hand scheme.bits on there, too"),
+        Mistake(edit("high, scheme.bits", "high"), "with 8 bits in asymmetric mode; hand scheme.bits on there, too"),
         Mistake(
             edit("block_range(", "torch.aminmax(", ", scheme)\n", ")\n"),
-            "with one scale for the whole tensor, whatever the axis",
+            "with one scale for the tensor, whatever the axis",
         ),
         Mistake(channels("0"), "with a scale for each row, whatever the axis"),
         Mistake(channels("1"), "with a scale for each column, whatever the axis"),
@@ -153,19 +156,14 @@ CHOOSE_QPARAMS = Exercise(
             channels("1 - scheme.axis", "if scheme.axis is not None else tensor.float().aminmax()"),
             "with rows and columns swapped; axis 0 has a scale for each row",
         ),
-        Mistake(
-            channels("scheme.axis or 0"), "with a scale a row for axis=None; `not scheme.axis` is true of None and of 0"
-        ),
+        Mistake(channels("scheme.axis or 0"), "with a scale a row for axis=None; `not scheme.axis` is true of 0, too"),
         Mistake(
             channels("scheme.axis", "if scheme.axis else tensor.float().aminmax()"),
             "with a single scale for axis=0; `if scheme.axis` is false of 0 as of None",
         ),
         Mistake(edit(ABSMAX, "high"), "with high for the largest magnitude; on the left, -low may be larger"),
         Mistake(edit(ABSMAX, "-low"), "with -low for the largest magnitude; on the right, high may be larger"),
-        Mistake(
-            edit("torch.maximum", "torch.minimum"),
-            "with the smaller of -low and high; the ruler has to reach the larger one",
-        ),
+        Mistake(edit("torch.maximum", "torch.minimum"), "with the smaller of -low and high; reach the larger one"),
         Mistake(edit(ABSMAX, "high - low"), "with the whole width for the largest magnitude; that step is too long"),
         Mistake(edit(ABSMAX, "(high - low) / 2"), "with half the width for the largest magnitude, which clips one end"),
         Mistake(
@@ -176,9 +174,7 @@ CHOOSE_QPARAMS = Exercise(
             edit("(absmax, s", "(absmax * scheme.largest / (scheme.largest + 1), s"),
             "with 2**(bits - 1) steps, one too many; ours are qmax",
         ),
-        Mistake(
-            edit("torch.maximum", "max"), "with Python's max; it takes one number, and these are tensors: torch.maximum"
-        ),
+        Mistake(edit("torch.maximum", "max"), "with Python's max, for single numbers; for tensors it is torch.maximum"),
         Mistake(
             edit("block_range(", "torch.aminmax(", ", scheme)\n", ", dim=1 - scheme.axis, keepdim=True)\n"),
             "with `1 - scheme.axis` for axis=None, which is no number; block_range knows it",
@@ -239,7 +235,19 @@ CHOOSE_QPARAMS = Exercise(
         ),
         Mistake(
             edit("    if not", "    return low, high\n    if not"),
-            "with the range itself; scale and zero point are still to be made of it",
+            "with the range itself; make scale and zero point of it",
+        ),
+        Mistake(
+            edit(ABSMAX, "tensor.abs().amax()"),
+            "with tensor.abs().max(), the largest magnitude of the whole tensor and not in float32",
+        ),
+        Mistake(
+            edit(ABSMAX, "tensor.float().abs().amax(scheme.axis, keepdim=True)"),
+            "with the largest magnitude over scheme.axis itself, the dimension that should stay",
+        ),
+        Mistake(
+            edit("absmax, scheme.bits)", "absmax, scheme.bits)[0], torch.tensor(0.0)"),
+            "with 0.0 for a zero point; it is an integer",
         ),
     ],
     equivalent=dict.fromkeys(

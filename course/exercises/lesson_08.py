@@ -40,13 +40,10 @@ SPLIT_GROUPS = Exercise(
         Case("a 2x10 matrix of int8 in groups of 4", (RAGGED.to(torch.int8), 4)),
     ],
     mistakes=[
-        Mistake(
-            edit(PAD, "tensor"),
-            "with no filler: 10 columns do not make whole groups of 4, and unflatten will not guess",
-        ),
+        Mistake(edit(PAD, "tensor"), "with no filler: 10 columns are not whole groups of 4; unflatten does not guess"),
         Mistake(
             edit(PAD, "tensor", "unflatten(-1, (", "reshape((*tensor.shape[:-1], "),
-            "with no filler: 10 columns do not make whole groups of 4, and reshape will not guess",
+            "with no filler: 10 columns are not whole groups of 4; reshape does not guess",
         ),
         Mistake(
             edit(PAD, "tensor", "unflatten(-1, (-1", "reshape((*tensor.shape[:-1], tensor.shape[-1] // group_size"),
@@ -58,7 +55,7 @@ SPLIT_GROUPS = Exercise(
         ),
         Mistake(
             edit(PAD, "tensor[..., : tensor.shape[-1] // group_size * group_size]"),
-            "with the columns after the last whole group left out",
+            "with what lies after the last whole group left out",
         ),
         Mistake(
             edit("(0, -tensor.shape[-1] % group_size)", "(-tensor.shape[-1] % group_size, 0)"),
@@ -87,10 +84,7 @@ SPLIT_GROUPS = Exercise(
             edit("-tensor", "group_size - tensor"),
             "with a whole group of filler where none is needed; take the remainder once more, % group_size",
         ),
-        Mistake(
-            edit("pad(tensor", "pad(tensor.float()"),
-            "with a filler of float32, which pulls other dtypes along; the dtype stays",
-        ),
+        Mistake(edit("pad(tensor", "pad(tensor.float()"), "with a filler of float32, which pulls other dtypes along"),
         Mistake(
             edit("(-1, group_size))", "(group_size, -1)).mT"),
             "with the columns dealt out to the groups in turn, like cards; a group is a run of neighbours",
@@ -105,8 +99,7 @@ SPLIT_GROUPS = Exercise(
             "with the groups in front of the rows: (..., groups, group_size)",
         ),
         Mistake(
-            edit("unflatten(-1, (", "reshape(("),
-            "with the groups of all rows in one stack; the rows keep a dimension of their own",
+            edit("unflatten(-1, (", "reshape(("), "with the groups of all rows in one stack; the rows keep a dimension"
         ),
         Mistake(
             edit(
@@ -117,8 +110,8 @@ SPLIT_GROUPS = Exercise(
             "with the rows joined before they are cut, so that a group runs on into the next row",
         ),
         Mistake(
-            edit("    filled", "    tensor = tensor.mT\n    filled"),
-            "with groups that run down the columns; they run along a row",
+            edit("    filled", "    tensor = tensor.T\n    filled"),
+            "with groups down the columns; they run along a row",
         ),
         Mistake(
             edit("    filled", "    rows, columns = tensor.shape\n    filled"),
@@ -129,6 +122,18 @@ SPLIT_GROUPS = Exercise(
             "with the pieces still apart, and the last one shorter",
         ),
         Mistake(edit(".unflatten(-1, (-1, group_size))", ""), "with the filler in place but the row not cut yet"),
+        Mistake(
+            edit("filled.unflatten(-1, (-1, group_size))", "torch.stack(filled.split(group_size, dim=-1), dim=1)"),
+            "with the groups stacked along dimension 1; they belong in the last but one, -2",
+        ),
+        Mistake(
+            edit("filled.unflatten(-1, (-1, group_size))", "torch.stack(tensor.split(group_size, dim=-1), dim=-2)"),
+            "with pieces of unequal length, which stack refuses; fill the row up first",
+        ),
+        Mistake(
+            edit("-tensor.shape[-1] % group_size", "group_size - tensor.shape[-1]"),
+            "with group_size - columns zeros, which is right for a single group alone",
+        ),
     ],
     hints=[
         "First make each row as long as a whole number of groups, with zeros at its right end. Then cut.",
@@ -188,13 +193,11 @@ EXPAND_GROUPS = Exercise(
         Case("one group of 8, longer than the row", (SCALES[:, :1], COUNT, 8)),
         Case("three scales a row, ten columns and no group_size", (RAGGED_SCALES, RAGGED), use=refuses),
         Case(
-            "three scales a row and ten columns in groups of 2, which need five",
+            "three scales and ten columns in groups of 2, which need five",
             (RAGGED_SCALES, RAGGED, 2),
             use=refuses,
         ),
-        Case(
-            "three scales a row and ten columns in groups of 5, which need two", (RAGGED_SCALES, RAGGED, 5), use=refuses
-        ),
+        Case("three scales and ten columns in groups of 5, which need two", (RAGGED_SCALES, RAGGED, 5), use=refuses),
     ],
     mistakes=[
         Mistake(
@@ -203,10 +206,7 @@ EXPAND_GROUPS = Exercise(
         ),
         Mistake(edit("dim=-1", "dim=0"), "with the copies along the rows; a group covers columns, dim=-1"),
         Mistake(edit(", dim=-1", ""), "without dim: repeat_interleave then makes one long vector of everything"),
-        Mistake(
-            edit("[..., :columns]", ""),
-            "with no cut at the right end: the last group covers fewer columns than the others",
-        ),
+        Mistake(edit("[..., :columns]", ""), "with no cut at the right end: the last group covers fewer columns"),
         Mistake(edit(":columns", "-columns:"), "with the cut at the left end; it is the last group that is shorter"),
         Mistake(
             edit("(group_size, dim", "(-(-columns // groups), dim"),
@@ -220,10 +220,8 @@ EXPAND_GROUPS = Exercise(
             edit(UNEQUAL, "if False", OTHER_COUNT, "if False", "= columns // groups", "= -(-columns // groups)"),
             "with a guess at the group size: three groups of ten may be 4 + 4 + 2 or 5 + 4 + 1, so raise ValueError",
         ),
-        Mistake(
-            edit(OTHER_COUNT, "if False"), "with no look at whether the groups of the given size need that many scales"
-        ),
-        Mistake(edit(UNEQUAL, "if False"), "with no look at whether the groups can be equal where no size is given"),
+        Mistake(edit(OTHER_COUNT, "if False"), "with no check whether groups of the given size need that many scales"),
+        Mistake(edit(UNEQUAL, "if False"), "with no check whether the groups can be equal where no size is given"),
         Mistake(
             edit("-(-columns // group_size) != groups", "columns % group_size"),
             "with an error where the last group is shorter; it may be",
@@ -250,8 +248,7 @@ EXPAND_GROUPS = Exercise(
             "with every scale spread out; what broadcasts already comes back as it is",
         ),
         Mistake(
-            edit("in (1, tensor.shape[-1])", "== tensor.shape[-1]"),
-            "with a scale per row spread out too; it broadcasts as it is",
+            edit("in (1, tensor.shape[-1])", "== tensor.shape[-1]"), "with a scale per row spread out; it broadcasts"
         ),
         Mistake(
             edit("not isinstance(qparam, torch.Tensor) or ", ""),
@@ -277,16 +274,34 @@ EXPAND_GROUPS = Exercise(
             edit("    if not", "    return qparam\n    if not"),
             "with the scales as they came: two scales a row do not broadcast against six columns",
         ),
-        Mistake(
-            edit("return qparam.rep", "return qparam.float().rep"), "with a result in float; zero points stay int8"
-        ),
+        Mistake(edit("return qparam.rep", "return qparam.float().rep"), "with a float result; zero points stay int8"),
         Mistake(edit(":columns]", ":columns] * tensor"), "with the tensor multiplied in; only its shape matters here"),
-        Mistake(
-            edit(SPREAD, "qparam.unsqueeze(-1)"), "with a dimension added, which fits the groups and not the columns"
-        ),
+        Mistake(edit(SPREAD, "qparam.unsqueeze(-1)"), "with a dimension added; it fits the groups and not the columns"),
         Mistake(
             edit(SPREAD, "qparam[:, torch.arange(columns) * groups // columns]"),
             "with the scales stretched evenly over the columns; each covers group_size of them, the last one the rest",
+        ),
+        Mistake(
+            edit(
+                "not isinstance(qparam, torch.Tensor) or qparam.ndim < max(tensor.ndim, 1)",
+                "False",
+                "qparam.shape[-1] in (1, tensor.shape[-1])",
+                "False",
+                UNEQUAL,
+                "if False",
+                OTHER_COUNT,
+                "if False",
+            ),
+            "with no look at what comes in; a number, a scale per row and one per column come back as they came",
+        ),
+        Mistake(
+            edit("    if not", "    if group_size is None:\n        return qparam\n    if not"),
+            "when nothing is spread out without a group_size; the groups are of equal size then",
+        ),
+        Mistake(edit("!= groups", "> groups"), "with too few scales refused, and too many let through"),
+        Mistake(
+            edit("    if not", "    return qparam.expand(tensor.shape)\n    if not"),
+            "with expand, which stretches dimensions of size 1 alone; repeat_interleave makes copies",
         ),
     ],
     equivalent=dict.fromkeys(

@@ -50,22 +50,10 @@ def a_block_called_head():
     return ModuleDict({"body": ModuleDict({"head": Linear(3, 3)}), "head": head})
 
 
-def in_half_precision():
-    return flat().half()
-
-
-def in_evaluation_mode():
-    return flat().eval()
-
-
 def with_one_layer_in_evaluation_mode():
     model = flat()
     model["up"].eval()
     return model
-
-
-def on_meta():
-    return flat().to("meta")
 
 
 def outline(model):
@@ -126,10 +114,10 @@ REPLACE_LINEAR_WITH_TARGET = Exercise(
         Case('names that are alike, excluded ["up"]', (names_alike, New, ["up"]), use=replaced),
         Case('names that are alike, excluded ["gate_up"]', (names_alike, New, ["gate_up"]), use=replaced),
         Case('a block and a layer of one name, excluded ["head"]', (a_block_called_head, New, ["head"]), use=replaced),
-        Case("a model in half precision", (in_half_precision, New, []), use=replaced),
+        Case("a model in half precision", (lambda: flat().half(), New, []), use=replaced),
         Case("new layers that hold a Linear themselves", (flat, Wrapper, []), use=replaced),
-        Case("a model in evaluation mode", (in_evaluation_mode, New, []), use=replaced),
-        Case("a model on the meta device", (on_meta, New, []), use=replaced),
+        Case("a model in evaluation mode", (lambda: flat().eval(), New, []), use=replaced),
+        Case("a model on the meta device", (lambda: flat().to("meta"), New, []), use=replaced),
         Case("a layer in evaluation mode", (with_one_layer_in_evaluation_mode, New, []), use=replaced),
     ],
     mistakes=[

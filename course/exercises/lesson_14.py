@@ -39,24 +39,14 @@ GET_FIELD = Exercise(
     ],
     mistakes=[
         Mistake(edit(f" & {MASK}", ""), "with no mask after the shift: the bits above the field come along"),
+        Mistake(edit(" >> offset", ""), "with no shift: these are the lowest bits of the word, whatever the offset"),
+        Mistake(edit(FIELD, f"word & ({MASK} << offset)"), "when the field is masked but not shifted down to bit 0"),
         Mistake(
-            edit("(word >> offset)", "word"),
-            "with no shift: these are the lowest bits of the word, whatever the offset",
-        ),
-        Mistake(
-            edit(FIELD, f"word & ({MASK} << offset)"),
-            "when the field is masked but not shifted down to the lowest bits",
-        ),
-        Mistake(
-            edit(FIELD, f"(word & {MASK}) >> offset"),
-            "with the mask before the shift; at first the field is not where the mask is",
+            edit(FIELD, f"(word & {MASK}) >> offset"), "with the mask before the shift; the field is not there then"
         ),
         Mistake(edit(">>", "<<"), "with << in place of >>; the field has to come down to bit 0"),
         Mistake(edit(MASK, "2**bits"), "with the mask 2**bits, which is a single 1; the ones below it are 2**bits - 1"),
-        Mistake(
-            edit("2**bits", "1 << bits"),
-            "with 1 << bits - 1: the - comes before the <<, so it needs brackets, (1 << bits) - 1",
-        ),
+        Mistake(edit("2**bits", "1 << bits"), "with 1 << bits - 1: the - comes before the <<; write (1 << bits) - 1"),
         Mistake(edit("2**bits", "(2 ^ bits)"), "with 2^bits, which is xor in Python; a power is 2**bits"),
         Mistake(edit(MASK, "3"), "with the mask 3, whatever `bits` says"),
         Mistake(edit("& (", "% ("), "with a remainder by 2**bits - 1; it is & (2**bits - 1), or % 2**bits"),
@@ -69,26 +59,30 @@ GET_FIELD = Exercise(
             "with a remainder by 2**(offset + bits): at the top of a byte that is 256, which a uint8 cannot hold; "
             "divide first",
         ),
-        Mistake(
-            edit("return (word >> offset)", "word >>= offset\n    return word"),
-            "with operations in place, such as >>= on a tensor",
-        ),
+        Mistake(edit("return (word >> offset)", "word >>= offset; return word"), "with >>= or &= in place on a tensor"),
         Mistake(edit(MASK, "bits"), "with the number of bits as the mask; 3 bits have the mask 0b111"),
         Mistake(edit(">> offset", ">> offset * bits"), "with offset * bits; the offset counts bits, not fields"),
         Mistake(edit(">> offset", ">> offset - 1"), "with the bits counted from 1; the lowest is bit 0"),
         Mistake(edit(">> offset", ">> bits", "2**bits", "2**offset"), "with offset and bits swapped"),
-        Mistake(
-            edit(">> offset", ">> 8 - offset - bits"),
-            "with the offset counted from the top of a byte; it counts from the bottom",
-        ),
+        Mistake(edit(">> offset", ">> 8 - offset - bits"), "with the offset counted from the top of a byte"),
         Mistake(edit("& (", "| ("), "with | and the mask, which sets bits to 1; & keeps them as they are"),
         Mistake(edit(">> offset", "// offset"), "with a division by the offset; >> offset divides by 2**offset"),
-        Mistake(
-            edit(FIELD, "word / 2**offset % 2**bits"), "with /, which keeps the bits below as a fraction; // drops them"
-        ),
+        Mistake(edit(FIELD, "word / 2**offset % 2**bits"), "with /, which keeps the bits below as a fraction; use //"),
         Mistake(
             edit(FIELD, "((word << (8 - offset - bits)) & 255) >> (8 - bits)"),
             "with the upper bits pushed off the end of a byte; a word may be longer than 8 bits, so mask",
+        ),
+        Mistake(edit(">> offset", "// 2 * offset"), "with // 2 * offset; >> offset divides by 2**offset"),
+        Mistake(edit(f"& {MASK}", "% bits"), "with a remainder by `bits`; it is % 2**bits"),
+        Mistake(edit("2**bits", "2**offset"), "with a mask of `offset` ones; the field has `bits`"),
+        Mistake(edit("(word >", "(int(word) >"), "with int(), which takes a single number; word may be a tensor"),
+        Mistake(
+            edit(FIELD, 'int(f"{word:032b}"[32 - offset - bits : 32 - offset], 2)'),
+            "with the digits as text, which a tensor does not have; use >> and &",
+        ),
+        Mistake(
+            edit(FIELD, "int(bin(word)[2:].zfill(32)[32 - offset - bits : 32 - offset], 2)"),
+            "with bin(), which takes a single number; word may be a tensor, so use >> and &",
         ),
     ],
     hints=[
@@ -122,78 +116,50 @@ PUT_FIELD = Exercise(
         Case("the byte 177, the value 6, which has a bit too many, offset 0 and 2 bits", (177, 6, 0, 2)),
         Case("a tensor of four bytes, the value 1, offset 5 and 3 bits", (BYTES, 1, 5, 3)),
         Case(
-            "four bytes and four values, offset 6 and 2 bits",
-            (BYTES, torch.tensor([0, 5, 2, 7], dtype=torch.uint8), 6, 2),
+            "four bytes and values, offset 6 and 2 bits", (BYTES, torch.tensor([0, 5, 2, 7], dtype=torch.uint8), 6, 2)
         ),
         Case("a tensor of 32-bit words, the value 6, offset 20 and 4 bits", (WORDS, 6, 20, 4)),
     ],
     mistakes=[
-        Mistake(
-            edit("(word & ~mask)", "word"),
-            "with | alone: ones that were in the field before stay there; clear it first",
-        ),
-        Mistake(
-            edit("(word & ~mask) |", "word +"),
-            "with + and the field not cleared: what was in it is added to, and may carry",
-        ),
-        Mistake(
-            edit("(word & ~mask) |", "word ^"),
-            "with ^: where the field held a 1, a 1 of the value turns it to 0; clear it first",
-        ),
+        Mistake(edit("(word & ~mask)", "word"), "with | alone: ones that were in the field stay there; clear it first"),
+        Mistake(edit("(word & ~mask) |", "word +"), "with + and the field not cleared: what was in it is added to"),
+        Mistake(edit("(word & ~mask) |", "word ^"), "with ^: a 1 of the value turns a 1 there to 0; clear it first"),
         Mistake(edit(" & mask)", ")"), "when the value is not masked: its upper bits spill into the next field"),
         Mistake(
             edit("(value << offset) & mask", "min(value, 2**bits - 1) << offset"),
             "with a clamp; a value that is too wide keeps its lowest bits",
         ),
         Mistake(edit("word & ~mask", "word & 0"), "when the rest of the word is lost; only the field may change"),
-        Mistake(
-            edit("~mask", "mask"), "with the mask the wrong way round: & ~mask clears the field, & mask all the rest"
-        ),
+        Mistake(edit("~mask", "mask"), "with the mask the wrong way round: & ~mask clears the field, & mask the rest"),
         Mistake(edit("~mask", f"~{MASK}"), "when the mask that clears is not shifted to the field"),
         Mistake(edit("(value << offset) & mask", f"value & {MASK}"), "when the value is not shifted to the field"),
-        Mistake(
-            edit("value << offset", "value << bits"), "when the value is shifted by `bits`; it goes up to the offset"
-        ),
+        Mistake(edit("value << offset", "value << bits"), "when the value is shifted by `bits`, not by `offset`"),
         Mistake(edit(" | ((value << offset) & mask)", ""), "when the field is cleared and the value never put in"),
-        Mistake(
-            edit("    mask", "    offset = offset * bits\n    mask"),
-            "with offset * bits; the offset counts bits, not fields",
-        ),
-        Mistake(
-            edit("    mask", "    offset = 8 - offset - bits\n    mask"),
-            "with the offset counted from the top of a byte; it counts from the bottom",
-        ),
+        Mistake(edit("mask =", "offset *= bits; mask ="), "with offset * bits; the offset counts bits, not fields"),
+        Mistake(edit("mask =", "offset = 8 - offset - bits; mask ="), "with the offset counted from the top of a byte"),
         Mistake(edit(MASK, "2**bits"), "with the mask 2**bits, which is a single 1; the ones below it are 2**bits - 1"),
         Mistake(edit("2**bits", "1 << bits"), "with 1 << bits - 1: the - comes before the <<; write (1 << bits) - 1"),
         Mistake(edit("2**bits", "(2 ^ bits)"), "with 2^bits, which is xor in Python; a power is 2**bits"),
         Mistake(edit(MASK, "3"), "with the mask 3, whatever `bits` says"),
-        Mistake(
-            edit("~mask", "~mask & 255"),
-            "with a mask of 8 bits for the rest, which cuts longer words off; ~mask has them all",
-        ),
-        Mistake(
-            edit("~mask", "(255 - mask)"), "with 255 - mask, which fits a byte alone; ~mask fits words of any length"
-        ),
-        Mistake(
-            edit("~mask", "(255 ^ mask)"), "with 255 ^ mask, which fits a byte alone; ~mask fits words of any length"
-        ),
+        Mistake(edit("~mask", "~mask & 255"), "with a mask of 8 bits for the rest, which cuts longer words off"),
+        Mistake(edit("~mask", "(255 - mask)"), "with 255 - mask, which fits a byte alone; ~mask fits any word"),
+        Mistake(edit("~mask", "(255 ^ mask)"), "with 255 ^ mask, which fits a byte alone; ~mask fits any word"),
         Mistake(edit("~mask", "-mask"), "with -mask in place of ~mask: they differ by one"),
         Mistake(
-            edit("~mask", f"(~{MASK} << offset)"),
-            "with ~ before the shift: zeros come in below, and clear what lies there",
+            edit("~mask", f"(~{MASK} << offset)"), "with ~ before the shift: zeros that come in below clear too much"
         ),
         Mistake(
-            edit("(word & ~mask) |", "word & ~mask +"),
-            "with a + that Python does before the &: it needs brackets, or | in its place",
+            edit("(word & ~mask) |", "word & ~mask +"), "with a + that Python does before the &: it needs brackets"
         ),
+        Mistake(edit("return (word & ~mask)", "word &= ~mask; return word"), "with &= or |= in place on a tensor"),
+        Mistake(edit("return", f"value &= {MASK}; return"), "with &= on the value, which changes the caller's tensor"),
+        Mistake(edit("word & ~mask", "word ^ mask"), "with ^ mask, which turns zeros to ones as well; & ~mask clears"),
         Mistake(
-            edit("return (word & ~mask)", "word &= ~mask\n    return word"),
-            "with operations in place, such as &= on a tensor",
+            edit("(word & ~mask) |", "word - mask +"),
+            "with word - mask, which clears the field if it is all ones alone",
         ),
-        Mistake(
-            edit("    return", f"    value &= {MASK}\n    return"),
-            "with &= on the value; when it is a tensor, that changes the caller's",
-        ),
+        Mistake(edit("value <<", "value % bits <<"), "with value % bits; its lowest bits are value % 2**bits"),
+        Mistake(edit(") | (", ") & ("), "with & to put the value in; nothing is left of either, so use |"),
     ],
     hints=[
         "Make a hole where the field is, then drop the value into it.",

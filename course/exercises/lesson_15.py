@@ -21,7 +21,7 @@ TOO_WIDE = torch.tensor([0, 5, 2, -1, 4, 3], dtype=torch.int64)
 
 # ---------------------------------------------------------------- 15.1 pack_loop
 
-SIZE = "math.ceil(len(values) * bits / 8)"
+MASK, SIZE = " & (2**bits - 1)", "math.ceil(len(values) * bits / 8)"
 
 
 def how_packed(args, index):
@@ -47,30 +47,17 @@ PACK_LOOP = Exercise(
     ],
     mistakes=[
         Mistake(
-            edit("code << offset", "code << 8 - bits - offset"),
-            "with the first value in the highest bits; ours begins with the lowest",
+            edit("<< offset", "<< 8 - bits - offset"), "with the first value in the highest bits; begin with the lowest"
         ),
-        Mistake(
-            edit("code << offset", "code << offset // bits"),
-            "with a shift by the value's index; each value takes `bits` places, not one",
-        ),
-        Mistake(
-            edit("code << offset", "code << offset // bits * 8"),
-            "with a shift by 8 times the index, which takes all but the first out of the byte",
-        ),
+        Mistake(edit("<< offset", "<< offset // bits"), "with a shift by the index; each value takes `bits` places"),
+        Mistake(edit("<< offset", "<< offset // bits * 8"), "with a shift by 8 times the index, past the byte's end"),
         Mistake(edit("code << offset", "code"), "with no shift: the values of a byte lie one over the other"),
         Mistake(
-            edit("code << offset", "code << i * bits"),
+            edit("<< offset", "<< i * bits"),
             "with all shifts counted from the first byte; after eight bits the next one begins, at shift 0 again",
         ),
-        Mistake(
-            edit(" & (2**bits - 1)", ""),
-            "with no mask: the upper bits of a value that is too wide spill into its neighbour",
-        ),
-        Mistake(
-            edit(" & (2**bits - 1)", "", "|= (", "+= ("),
-            "with no mask, and a sum: a value that is too wide is added to its neighbour",
-        ),
+        Mistake(edit(MASK, ""), "with no mask: the upper bits of a value that is too wide spill into its neighbour"),
+        Mistake(edit(MASK, "", "|= (", "+= ("), "with no mask, and a sum: the upper bits are added to its neighbour"),
         Mistake(edit("|= (", "= ("), "with = in place of |=: each value wipes out those that are in the byte already"),
         Mistake(
             edit("torch.tensor(packed", "torch.tensor(packed[: len(values) * bits // 8]"),
@@ -78,11 +65,11 @@ PACK_LOOP = Exercise(
         ),
         Mistake(
             edit(SIZE, "(len(values) * bits // 8)"),
-            "with count * bits // 8 bytes, which leaves no place for the last values; round up",
+            "with an index out of range where the last byte is not full; round the bytes up",
         ),
         Mistake(
             edit(SIZE, "(len(values) * bits // 8 + 1)"),
-            "with count * bits // 8 + 1 bytes, one too many wherever the last is full",
+            "with count * bits // 8 + 1 bytes, one too many where the last is full",
         ),
         Mistake(
             edit("    return", "    packed = packed[:-1] if packed[-1:] == [0] else packed\n    return"),
@@ -103,7 +90,7 @@ PACK_LOOP = Exercise(
         Mistake(edit("tolist()", "tolist()[::-1]"), "with the values in reversed order"),
         Mistake(edit("(packed,", "(packed[::-1],"), "with the bytes in reversed order; the first values are in byte 0"),
         Mistake(edit("bits / 8", "bits / bits", "i * bits, 8", "i, 1"), "with one value a byte, not packed at all"),
-        Mistake(edit("    packed =", "    bits = 2\n    packed ="), "with 2 bits, whatever `bits` says"),
+        Mistake(edit("packed = [", "bits = 2; packed = ["), "with 2 bits, whatever `bits` says"),
         Mistake(
             edit("(packed, dtype=torch.uint8)", "(sum(octet << 8 * place for place, octet in enumerate(packed)))"),
             "with one long number; cut it into bytes",
@@ -114,28 +101,38 @@ PACK_LOOP = Exercise(
         ),
         Mistake(edit(", dtype=torch.uint8", ""), "with a result that takes 8 bytes for each byte; return uint8"),
         Mistake(
-            edit("code = value", "code = value + 2 ** (bits - 1)"),
-            "with an offset added; the values are counted from 0 already",
+            edit("= value", "= value + 2 ** (bits - 1)"), "with an offset added; the values are counted from 0 already"
         ),
         Mistake(
             edit("divmod(i * bits, 8)", "i % len(packed), i // len(packed) * bits"),
             "with neighbours dealt out to different bytes; fill byte 0 first",
         ),
         Mistake(
-            edit(
-                "    packed =",
-                '    if len(values) * bits % 8:\n        raise ValueError("the values do not fill whole bytes")\n    packed =',
-            ),
+            edit("packed = [", "assert len(values) * bits % 8 == 0; packed = ["),
             "with an error where the last byte is not full; fill it with zeros",
         ),
         Mistake(
-            edit("    packed =", "    values.reshape(-1, 8 // bits)\n    packed ="),
+            edit("packed = [", "values.reshape(-1, 8 // bits); packed = ["),
             "with a reshape before the last byte is filled up; add the zeros that are missing first",
         ),
+        Mistake(edit("packed = [", "values &= 2**bits - 1; packed = ["), "with &= on the values, in place"),
         Mistake(
-            edit("    packed =", "    values &= 2**bits - 1\n    packed ="),
-            "with an operation in place, such as &= on the values",
+            edit("packed = [", "torch.zeros(len(values) * bits // 8)[(len(values) * bits - 1) // 8]; packed = ["),
+            "with count * bits // 8 bytes, one too few where the last is not full; round up",
         ),
+        Mistake(
+            edit("packed = [", f"[values[i] for i in range({SIZE} * 8 // bits)]; packed = ["),
+            "with a look beyond the last value, where it does not fill its byte",
+        ),
+        Mistake(
+            edit("|= (code << offset) & 255", "= packed[place] << bits | code"),
+            "with the byte pushed up for each new value, so that the first ends highest; it is lowest",
+        ),
+        Mistake(edit("(2**bits - 1)", "3"), "with the mask 3, whatever `bits` says"),
+        Mistake(
+            edit("torch.uint8", "torch.float32"), "with a result in float32, as torch.zeros makes it; return uint8"
+        ),
+        Mistake(edit(SIZE, "len(values)"), "with as many bytes as values; ceil(count * bits / 8) are enough"),
     ],
     equivalent={
         "values.tolist() -> values": "the loop runs over tensors of one element then, which take & and << as well"
@@ -169,7 +166,7 @@ PACK_LOOP = Exercise(
 
 # ---------------------------------------------------------------- 15.2 pack
 
-CUT = "[..., : (count * bits + 7) // 8]"
+FILL, CUT = "torch.nn.functional.pad(values, (0, -count % 8))", "[..., : (count * bits + 7) // 8]"
 
 
 def python_steps(answer, shape):
@@ -251,7 +248,7 @@ PACK = Exercise(
             "with a Python loop over the rows; the last dimension alone is packed, all rows at once",
         ),
         Mistake(
-            edit("    count", "    values = values.movedim(0, -1)\n    count", CUT, f"{CUT}.movedim(-1, 0)"),
+            edit("count =", "values = values.movedim(0, -1); count =", CUT, f"{CUT}.movedim(-1, 0)"),
             "with the values of a column packed together; pack along the last dimension",
         ),
         Mistake(
@@ -292,18 +289,14 @@ PACK = Exercise(
         ),
         Mistake(
             edit("range(bits)", "reversed(range(bits))"),
-            "with the bytes of a word highest first; the first values are in byte 0",
+            "with a word's bytes highest first; the first values are in byte 0",
+        ),
+        Mistake(edit(MASK, ""), "with no mask: the upper bits of a value that is too wide spill into its neighbour"),
+        Mistake(
+            edit(MASK, "", "word |=", "word +="), "with no mask, and a sum: the upper bits are added to its neighbour"
         ),
         Mistake(
-            edit(" & (2**bits - 1)", ""),
-            "with no mask: the upper bits of a value that is too wide spill into its neighbour",
-        ),
-        Mistake(
-            edit(" & (2**bits - 1)", "", "word |=", "word +="),
-            "with no mask, and a sum: a value that is too wide is added to its neighbour",
-        ),
-        Mistake(
-            edit(" & (2**bits - 1)", ".clamp(0, 2**bits - 1)"),
+            edit(MASK, ".clamp(0, 2**bits - 1)"),
             "with a clamp; a value that is too wide keeps its lowest bits, so take & with a mask",
         ),
         Mistake(
@@ -311,8 +304,7 @@ PACK = Exercise(
             "with shifts in uint8: what is shifted beyond bit 7 is gone; make the values int64",
         ),
         Mistake(
-            edit(".long()", ""),
-            "with shifts in the dtype of the values: of a uint8, what goes beyond bit 7 is gone; make them int64",
+            edit(".long()", ""), "with shifts in the values' own dtype: a uint8 has no bits beyond 7; make them int64"
         ),
         Mistake(
             edit("(i * bits)", "(i * bits) & 0xFFFF_FFFF"),
@@ -322,14 +314,10 @@ PACK = Exercise(
             edit("as_tensor(values)", "as_tensor(values)[..., : values.shape[-1] // 8 * 8]"),
             "when the values after the last whole eight are dropped; fill them up",
         ),
-        Mistake(
-            edit("pad(values, (0, -count % 8))", "Identity()(values)"),
-            "with no filling: five values do not make whole groups of eight; add zeros",
-        ),
+        Mistake(edit(FILL, "values"), "with no filling: five values do not make whole groups of eight; add zeros"),
         Mistake(edit(CUT, ""), "when the bytes of the filling stay; only ceil(count * bits / 8) are needed"),
         Mistake(
-            edit("(count * bits + 7) // 8", "count * bits // 8"),
-            "when a last byte that is not full is cut off; round up",
+            edit("(count * bits + 7) // 8", "count * bits // 8"), "when a last byte is cut off if not full; round up"
         ),
         Mistake(
             edit("(0, -count % 8)", "(-count % 8, 0)"),
@@ -337,7 +325,7 @@ PACK = Exercise(
         ),
         Mistake(edit("as_tensor(values)", "as_tensor(values).flip(-1)"), "with the values in reversed order"),
         Mistake(
-            edit("    count", "    return (values.long() & (2**bits - 1)).byte()\n    count"),
+            edit("count =", "return (values.long() & (2**bits - 1)).byte(); count ="),
             "with one value a byte, not packed at all",
         ),
         Mistake(edit(".to(torch.uint8)", ""), "with a result that takes 8 bytes for each byte; return uint8"),
@@ -349,9 +337,24 @@ PACK = Exercise(
             edit("as_tensor(values)", "as_tensor(values).long() + 2 ** (bits - 1)"),
             "with an offset added; the values are counted from 0 already",
         ),
+        Mistake(edit("count =", "values &= 2**bits - 1; count ="), "with &= on the values, in place"),
         Mistake(
-            edit("    count", "    values &= 2**bits - 1\n    count"),
-            "with an operation in place, such as &= on the values",
+            edit(FILL, "values", ".unflatten(-1, (-1, 8))", ".reshape(*values.shape[:-1], -1, 8)"),
+            "with no filling before the reshape: five values do not make whole groups of eight; add zeros",
+        ),
+        Mistake(
+            edit(".flatten(-2)", ""),
+            "with the bytes of each eight in a dimension of their own; .flatten(-2) joins them",
+        ),
+        Mistake(edit("dim=-1", "dim=0"), "with the bytes of a group stacked in front, dim=0; they come last"),
+        Mistake(
+            edit(".flatten(-2)[..., ", ".flatten()["),
+            "with .flatten(), which joins the rows as well; .flatten(-2) keeps them",
+        ),
+        Mistake(edit("count =", "return pack_loop(values, bits); count ="), "with pack_loop, which packs a single row"),
+        Mistake(
+            edit("int64", "int32", "long()", "int()"),
+            "with an int32, which holds eight values of 4 bits and no wider ones",
         ),
     ],
     equivalent=dict.fromkeys(
