@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import torch
 
+from qlib.kernels import WORDS
+
 HAS_NUMBA = importlib.util.find_spec("numba") is not None  # without it the plain formula does all the work
 
 # Up to this many rows of x for each of two threads meet the packed weight itself; more meet blocks of it, dequantized.
 FEW_ROWS = 8
 # Weights dequantized at a time, at most: 768 rows of 4096. They stay in the cache, and the next take the same memory.
 BLOCK_SIZE = 768 * 4096
-# 32-bit words in a unit, for the widths that are read in whole words.
-WORDS = {4: 1, 3: 3, 2: 1}
 # Units in a span, at most, where a whole row shares one scale.
 LONGEST_SPAN = 1024
 

@@ -33,7 +33,7 @@ from numba.extending import intrinsic
 
 from qlib.affine import quant_range
 from qlib.console import word_after
-from qlib.kernels.choose import WORDS
+from qlib.kernels import WORDS
 
 # Multiplications below which a second thread costs more than it saves.
 ONE_THREAD = 1 << 18
