@@ -158,6 +158,31 @@ STATE_DICT_BYTES = Exercise(
             ),
             "with the `return` inside the loop: it ends at the first tensor",
         ),
+        Mistake(
+            edit(*ASK_TENSORS, "storage.data_ptr(): storage.nbytes", "id(storage): storage.untyped_storage().nbytes()"),
+            "when you add up the storage of every tensor object: two of them may look into one storage",
+        ),
+        Mistake(
+            edit(*ASK_TENSORS, "storage.nbytes", "storage.untyped_storage().nbytes()"),
+            "when you count a storage once for each place at which a view of it begins",
+        ),
+        Mistake(
+            edit(
+                *ASK_TENSORS,
+                ".data_ptr()",
+                ".untyped_storage().data_ptr()",
+                "in storages",
+                "in sorted(storages, key=lambda t: t.nbytes)",
+            ),
+            "with the bytes of the largest view of a storage; ask the storage for its own bytes",
+        ),
+        Mistake(edit("sum(", "len("), "when you count the storages; add up their bytes"),
+        Mistake(
+            edit("state_dict.values()", "state_dict.values() if tensor.requires_grad"),
+            "when you count tensors with a gradient only; those of a state dict have none",
+        ),
+        Mistake(edit("sum(", "1.0 * sum("), "with a float; bytes are whole numbers, an int"),
+        Mistake(edit("sum(", "2**-10 * sum("), "in units of 1024 bytes; return the bytes themselves"),
         Mistake(edit("sum(", "1e-6 * sum("), "in units of a million bytes; return the bytes themselves"),
         Mistake(edit("sum(", "2**-20 * sum("), "in units of 1024 * 1024 bytes; return the bytes themselves"),
     ],

@@ -141,6 +141,11 @@ FROM_TWOS_COMPLEMENT = Exercise(
             edit("torch.int16", "torch.uint8", ".to(torch.int8)", ""),
             "with arithmetic in uint8, where 129 - 256 wraps around to 129: make it a wider, signed dtype first",
         ),
+        Mistake(
+            edit("codes - 2**bits, codes", "-codes, -codes"),
+            "with a minus before every code; small codes stand for themselves",
+        ),
+        Mistake(edit(".to(torch.int8)", ".int()"), "with a cast to int32; int8 is asked for"),
         Mistake(edit(".to(torch.int8)", ""), "without the cast to int8 at the end"),
         Mistake(edit("bits=8", "bits"), "with no default for `bits`; it is 8 where the lesson does not give it"),
         Mistake(
@@ -153,7 +158,7 @@ FROM_TWOS_COMPLEMENT = Exercise(
     ],
     equivalent=dict.fromkeys(
         (
-            "8 -> 9",
+            "codes, bits=8 -> codes, bits=9",
             "without: codes = codes.to(torch.int16)",
             "codes.to(torch.int16) -> codes",
             "torch.int16 -> torch.int8",
@@ -244,6 +249,12 @@ FLOAT_FIELDS = Exercise(
             edit(".view(", ".to("),
             "with .to(torch.int32), which converts the value and loses its bits; .view(torch.int32) keeps them",
         ),
+        Mistake(edit("torch.int32", "torch.uint8"), "with .view(torch.uint8), which reads each number as four"),
+        Mistake(edit("return ", "return [", "- 1)\n", "- 1)]\n"), "with a list; return a tuple, with commas alone"),
+        Mistake(edit("(bits >> 23) & 255", "bits & (255 << 23)"), "with a mask but no shift for the exponent"),
+        Mistake(
+            edit(" & 1,", ",", " & 255", "", " & (2**23 - 1)", ""), "with no masks: what is left of a field stays in it"
+        ),
         Mistake(edit("torch.int32", "torch.int64"), "with .view(torch.int64), which reads two numbers as one"),
         Mistake(edit("torch.int32", "torch.int16"), "with .view(torch.int16), which reads each number as two"),
         Mistake(
@@ -251,7 +262,9 @@ FLOAT_FIELDS = Exercise(
             "with the places and widths of float16; float32 has 1, 8 and 23 bits",
         ),
     ],
-    equivalent={"31 -> 32": "a shift past the width leaves nothing but copies of the sign bit, as one by 31 does"},
+    equivalent={
+        "bits >> 31 -> bits >> 32": "a shift past the width leaves nothing but copies of the sign bit, as one by 31 does"
+    },
     hints=[
         "Look at the same 32 bits as an integer. Then each field is a shift (to bring it to the right end) and a mask.",
         "From the left: 1 bit of sign, 8 of exponent, 23 of fraction. So shift by 31, by 23 and by 0; a mask of n bits is 2**n - 1.",

@@ -96,6 +96,14 @@ QUANTIZE = Exercise(
             edit("tensor.float() / scale + zero_point", "(tensor.float() + zero_point) / scale"),
             "with the zero point added before the division; it counts integers, not reals",
         ),
+        Mistake(
+            edit("tensor.float() / scale + zero_point", "(tensor.float() - zero_point) / scale"),
+            "with the zero point taken off before the division; it counts integers, and is added after it",
+        ),
+        Mistake(
+            edit("quant_range(bits)", "-(2**bits), 2**bits - 1"),
+            "with twice the range; quant_range(bits) gives its ends",
+        ),
         Mistake(edit(".to(torch.int8)", ""), "without the cast to int8 at the end"),
         Mistake(edit("torch.int8", "torch.int32"), "with a cast to int32; int8 is asked for, a quarter of it"),
         Mistake(edit("torch.int8", "torch.uint8"), "with a cast to uint8, which holds no negative number; int8 does"),
@@ -169,6 +177,10 @@ DEQUANTIZE = Exercise(
         Mistake(
             edit("return ", "return torch.Tensor.int(", "point)\n", "point))\n"),
             "with a cast back to integers; real numbers come out",
+        ),
+        Mistake(
+            edit("return ", "return torch.Tensor.char(", "point)\n", "point))\n"),
+            "with a cast back to int8; real numbers come out",
         ),
         Mistake(
             edit("return ", "return torch.round(", "point)\n", "point))\n"), "with a round at the end; reals come out"

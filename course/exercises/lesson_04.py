@@ -22,13 +22,16 @@ def real(number):
 def small_scales(why_no_limit):
     """The Mistakes of those who keep a scale above a small number, or add one to it, so that it is not 0."""
     mistakes = []
-    for small in ("1e-5", "1e-6", "1e-8", "1e-12", "torch.finfo(torch.float32).eps"):
+    for small in ("1e-5", "1e-6", "1e-7", "1e-8", "1e-10", "1e-12", "torch.finfo(torch.float32).eps"):
         limit, sum_of = (
             edit("nonzero_scale(", f"torch.tensor({small}).maximum("),
             edit("nonzero_scale(", f"({small} + "),
         )
         mistakes.append(Mistake(limit, f"with a lower limit of {small} on the scale; {why_no_limit}"))
         mistakes.append(Mistake(sum_of, f"with {small} added to the scale; it bends the scale of every other block"))
+    for small in ("1e-6", "1e-8"):
+        instead = edit("nonzero_scale(", f"(lambda scale: torch.where(scale == 0, {small}, scale))(")
+        mistakes.append(Mistake(instead, f"with {small} for the scale of a block of zeros; it is to be 1"))
     return mistakes
 
 
@@ -125,6 +128,14 @@ ASYMMETRIC_QPARAMS = Exercise(
             edit("(high - low) / (qmax - qmin)", "(qmax - qmin) / (high - low)"),
             "with the division upside down; a scale is reals for one integer",
         ),
+        Mistake(
+            edit("((high - low) / (qmax - qmin))", "(high - low) / (qmax - qmin)"),
+            "with 1 in the place of a range of 0; it is the scale that becomes 1",
+        ),
+        Mistake(
+            edit(WIDENED, "torch.tensor(min(low.item(), 0.0)), torch.tensor(max(high.item(), 0.0))"),
+            "with .item() on low and high; they may hold many numbers",
+        ),
         Mistake(edit("return scale", "return scale.double()"), "with a scale in float64; float32 is asked for"),
         Mistake(
             edit("(qmax - qmin))", "(qmax - qmin)).round()"), "with a rounded scale; only the zero point is an integer"
@@ -150,7 +161,7 @@ ASYMMETRIC_QPARAMS = Exercise(
         ),
         Mistake(
             edit("quant_range(bits)", "0, 2**bits - 1"),
-            "with 0 and 2**bits - 1 for the ends of the range; ours is signed, quant_range(bits)",
+            "with 0 in place of qmin, as in an unsigned range; ours is signed, quant_range(bits)",
         ),
         Mistake(
             edit("quant_range(bits)", "quant_range(8)"),
@@ -283,6 +294,27 @@ QUANTIZE_TENSOR = Exercise(
         Mistake(
             edit("qparams(tensor, scheme)", "qparams(tensor, scheme)[0], torch.tensor(0, dtype=torch.int8)"),
             "with 0 for the zero point; take the one that was chosen",
+        ),
+        Mistake(
+            edit("qparams(tensor, scheme)", "qparams(tensor, scheme.bits)"),
+            "with the bits handed to choose_qparams; it takes the whole scheme",
+        ),
+        Mistake(
+            edit("qparams(tensor, scheme)", "qparams(tensor, Scheme(scheme.bits))"),
+            "with the scale of a new Scheme(bits); its defaults are symmetric and per row",
+        ),
+        Mistake(
+            edit("encode(tensor, scale, zero_point", "encode(tensor, scale, 0 * zero_point"),
+            "with integers that the zero point was not added to",
+        ),
+        Mistake(
+            edit("encode(tensor, scale, zero_point", "encode(tensor, zero_point, scale['scale']"),
+            "with scale and zero point swapped as you quantize; the scale is first",
+        ),
+        Mistake(edit(RESULT, "{}"), "with the parts in a dictionary; put them in a QTensor"),
+        Mistake(
+            edit(KEPT, "QTensor(decode(values, scale, zero_point, scheme), scale, zero_point"),
+            "with values that are dequantized again; a QTensor holds the integers",
         ),
         Mistake(
             edit("store_scale(scale,", "store_scale(scale.round(),"),

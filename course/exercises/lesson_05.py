@@ -84,6 +84,10 @@ SYMMETRIC_QPARAMS = Exercise(
             edit("absmax / qmax", "qmax / absmax"), "with the division upside down; a scale is reals for one integer"
         ),
         Mistake(
+            edit("nonzero_scale(absmax / qmax)", "nonzero_scale(absmax) / qmax"),
+            "with 1 in the place of an absmax of 0; it is the scale that becomes 1",
+        ),
+        Mistake(
             edit("nonzero_scale(absmax / qmax)", "(absmax / qmax if absmax > 0 else torch.ones(()))"),
             "with an if, which takes one number and not many; torch.where takes many",
         ),
@@ -142,6 +146,18 @@ FULL_RANGE_QPARAMS = Exercise(
         ),
         Mistake(edit(FARTHEST, "high"), "with high in every block; where low is further from 0, it is low that counts"),
         Mistake(edit(FARTHEST, "low"), "with low in every block; where high is further from 0, it is high that counts"),
+        Mistake(
+            edit("high > -low", "low >= 0"), "with low wherever it is negative; take the end that is farther from 0"
+        ),
+        Mistake(edit("high > -low", "high.max() > -low.min()"), "with one side for all blocks; each block has its own"),
+        Mistake(
+            edit("-low, high, low", "low.abs_(), high, -low"),
+            "with an operation in place, whose name ends in an underscore",
+        ),
+        Mistake(
+            edit("nonzero_scale(farthest / qmin)", "nonzero_scale(farthest) / qmin"),
+            "with 1 in the place of an m of 0; it is the scale that becomes 1",
+        ),
         Mistake(edit("high > -low", "high < -low"), "with the end that is nearer to 0; take the one that is farther"),
         Mistake(
             edit(FARTHEST, "torch.maximum(-low, high)", "/ qmin", "/ qmax"),
