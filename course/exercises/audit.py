@@ -20,14 +20,20 @@ def accepted_pairs(exercise):
     return [pair for pair in exercise.pairs if accepted(exercise, pair.answer_to(exercise.key))]
 
 
+def has_mutations(exercise):
+    """Whether there are mutations to try: there is code, and judging an answer takes no minutes."""
+    return not isinstance(exercise.key, Value) and exercise.trial is None
+
+
+def accepted_mutations(exercise):
+    """The mutations of the key that are taken for right: those that are listed as equivalent, and survivors."""
+    mutants = mutants_of(exercise.key) if has_mutations(exercise) else {}
+    return [words for words, mutant in mutants.items() if accepted(exercise, mutant)]
+
+
 def survivors(exercise):
-    """The mutations of the key that the check takes for right and that are not listed as equivalent."""
-    if isinstance(exercise.key, Value) or exercise.trial is not None:
-        return []
-    mutants = mutants_of(exercise.key)
-    return [
-        words for words, mutant in mutants.items() if words not in exercise.equivalent and accepted(exercise, mutant)
-    ]
+    """The mutations of the key that are taken for right and that are not listed as equivalent."""
+    return [words for words in accepted_mutations(exercise) if words not in exercise.equivalent]
 
 
 def audit(exercises):
@@ -35,14 +41,13 @@ def audit(exercises):
     rows, left = [], {}
     for exercise in exercises:
         left[exercise.id] = survivors(exercise)
-        has_mutants = not isinstance(exercise.key, Value) and exercise.trial is None
         rows.append(
             {
                 "exercise": f"{exercise.id} {exercise.name}",
                 "known mistakes": len(exercise.mistakes),
                 "pairs": len(exercise.pairs),
                 "pairs accepted": len(accepted_pairs(exercise)),
-                "mutations": len(mutants_of(exercise.key)) if has_mutants else 0,
+                "mutations": len(mutants_of(exercise.key)) if has_mutations(exercise) else 0,
                 "equivalent": len(exercise.equivalent),
                 "survivors": len(left[exercise.id]),
             }

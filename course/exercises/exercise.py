@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-from course.exercises.mistakes import Mistake, pairs_of, plain_source  # noqa: F401 - lessons take Mistake from here
+from course.exercises.mistakes import pairs_of, plain_source
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,7 +58,7 @@ SPLIT_GROUPS = Exercise(
             "with what lies after the last whole group left out",
         ),
         Mistake(
-            edit("(0, -tensor.shape[-1] % group_size)", "(-tensor.shape[-1] % group_size, 0)"),
+            edit("(0, ", "(", "% group_size)", "% group_size, 0)"),
             "with the filler on the left, which moves every weight to another place",
         ),
         Mistake(edit("(0, -", "(0, 0, 0, -"), "with the filler below the last row; it belongs at the end of each row"),

@@ -154,9 +154,9 @@ INTEGER_LINEAR = Exercise(
     equivalent={
         "x.sum(-1, keepdim=True, dtype=torch.int32) -> x.sum(-1, keepdim=True)": "a sum of int32 is int64: wide enough",
         "w.sum(-1, dtype=torch.int32) -> w.sum(-1)": "a sum of int32 is int64: wide enough",
-        "torch.int32 -> torch.int64 (again) (again)": "the sums of the inputs may be int64 as well",
-        "torch.int32 -> torch.int64 (again) (again) (again)": "the sums of the weights may be int64 as well",
-        "-1 -> 1 (again)": "the last dimension of a weight is dimension 1",
+        "x_sums = x.sum(-1, keepdim=True, dtype=torch.int32) -> x_sums = x.sum(-1, keepdim=True, dtype=torch.int64)": "the sums of the inputs may be int64 as well",
+        "w_sums = w.sum(-1, dtype=torch.int32) -> w_sums = w.sum(-1, dtype=torch.int64)": "the sums of the weights may be int64 as well",
+        "w.sum(-1, dtype=torch.int32) -> w.sum(1, dtype=torch.int32)": "the last dimension of a weight is dimension 1",
     },
     hints=[
         "Multiply out (x - a)(w - b) for one pair, then sum each of the four terms over the inputs.",
