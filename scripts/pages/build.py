@@ -12,7 +12,7 @@ import string
 import sys
 from pathlib import Path
 
-import latex2mathml.converter
+import math_core
 import nbformat
 from nbconvert.filters import strip_ansi
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -50,24 +50,14 @@ def anchor_of(heading):
 
 # ---------------------------------------------------------------- formulas
 
-NAMES = r"\\(?:log|exp|max|min|operatorname\{\w+\})(?![a-zA-Z])(?:_\{\w+\}|_\w)?+"
-NO_SPACE = 'lspace="0" rspace="0"'
+CONVERTER = math_core.LatexToMathML()
 
 
 def mathml(formula, display):
-    """A LaTeX formula as MathML, spaced as TeX does it, which the converter leaves to the browser."""
-    formula = re.sub(
-        rf"(?<![_^])(?<![_^]{{)({NAMES})(?=\s*(?:[\w|]|\\[a-zA-Z]))(?!\s*\\(?:left|big))", r"\1\\,", formula
-    )
-    formula = re.sub(rf"(?<=[\w}}])\s*(?={NAMES})(?<!_)", r"\\,", formula)
-    made = latex2mathml.converter.convert(formula, display=display)
-    # Names are no operators, and words no space, which a browser takes them for: it would set a plus close to them.
-    made = re.sub(r"<mo>((?!mod<)[a-z]{2,})</mo>", r"<mi>\1</mi>", made)
-    made = re.sub(r"<mtext>([^<]{2,})</mtext>", r"<mi>\1</mi>", made)
-    made = re.sub(r"<mo( [^>]*)?>(/|\||&#x0002F;|&#x0007C;)</mo>", rf"<mo\1 {NO_SPACE}>\2</mo>", made)
-    # A minus behind an operator or an opening bracket is a sign.
-    behind = r"(<mo[^>]*>(?!&#x00029;|&#x0005D;)[^<]+</mo>(?:<mspace[^>]*/>)?)"
-    return re.sub(rf"{behind}<mo>&#x02212;</mo>", r'\1<mo form="prefix">−</mo>', made)
+    """A LaTeX formula as MathML; `display` says that it stands on a line of its own."""
+    made = CONVERTER.convert_with_local_state(formula, displaystyle=display)
+    # Words are names here. A browser takes <mtext> for space, and would set a plus close to it.
+    return made.replace("<mtext>", '<mi mathvariant="normal">').replace("</mtext>", "</mi>")
 
 
 # ---------------------------------------------------------------- cells
@@ -94,10 +84,10 @@ class Renderer(IPythonRenderer):
         return f'<div class="wide"><table>{text}</table></div>\n'
 
     def inline_math(self, body):
-        return mathml(body, "inline")
+        return mathml(body, display=False)
 
     def block_math(self, body):
-        return mathml(body, "block")
+        return mathml(body, display=True)
 
 
 def markdown(source, renderer):
