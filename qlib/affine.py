@@ -82,6 +82,11 @@ def symmetric_qparams(absmax, bits=8):
     return nonzero_scale(absmax / qmax), torch.tensor(0, dtype=torch.int8)
 
 
+def level_qparams(largest, low, high):
+    """`symmetric_qparams` for another grid than the integers, which ends at `largest`; of each block's range."""
+    return nonzero_scale(torch.maximum(-low, high) / largest), torch.tensor(0, dtype=torch.int8)
+
+
 def full_range_qparams(low, high, bits=8):
     """The scale that puts the value of the largest magnitude on the smallest integer, which symmetric mode never uses.
 
@@ -116,10 +121,9 @@ def choose_qparams(tensor, scheme):
     low, high = block_range(tensor.float(), scheme)
     if not scheme.symmetric:
         return asymmetric_qparams(low, high, scheme.bits)
-    absmax = torch.maximum(-low, high)
-    if scheme.grid == "integer":
-        return symmetric_qparams(absmax, scheme.bits)
-    return nonzero_scale(absmax / scheme.largest), torch.tensor(0, dtype=torch.int8)
+    if scheme.grid != "integer":
+        return level_qparams(scheme.largest, low, high)
+    return symmetric_qparams(torch.maximum(-low, high), scheme.bits)
 
 
 def block_range(tensor, scheme):

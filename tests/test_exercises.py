@@ -12,8 +12,9 @@ import torch
 import qlib
 from course import check, exercises, hint, progress
 from course.exercises import IncorrectAnswer, sandbox
-from course.exercises.exercise import Mistake, Value, all_exercises, find_exercise
+from course.exercises.exercise import Value, all_exercises, find_exercise
 from course.exercises.judge import CORRECT, INCORRECT, NOT_ATTEMPTED, judge
+from course.exercises.mistakes import Mistake
 from tests.right_answers import RIGHT_ANSWERS
 from tests.small_capstone import in_small
 

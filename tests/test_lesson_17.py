@@ -13,7 +13,7 @@ from course.figures import lesson_17 as figures
 from course.models import DATA, load_code_tokens, load_encoder, load_sentences
 from qlib import Scheme, dequantize, methods, quantize_tensor
 from qlib.affine import expand_groups
-from qlib.linear import integer_part
+from qlib.linear import integer_part, mixed_matmul
 from qlib.methods.gptq import inverse_factor
 from tests.test_plot import assert_draws
 
@@ -202,7 +202,7 @@ def test_without_an_outlier_the_mixed_product_is_the_integer_one():
         torch.linspace(-1, 1, 60).reshape(5, 12),
         quantize_tensor(torch.linspace(-2, 1, 36).reshape(3, 12), Scheme()),
     )
-    assert torch.equal(methods.mixed_matmul(x, weight), integer_part(x, weight))
+    assert torch.equal(mixed_matmul(x, weight), integer_part(x, weight))
 
 
 # ---------------------------------------------------------------- pictures

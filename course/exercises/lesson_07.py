@@ -141,10 +141,10 @@ CHOOSE_QPARAMS = Exercise(
         Mistake(edit("not scheme.symmetric", "True"), "in asymmetric mode whatever the scheme says"),
         Mistake(edit("not scheme.symmetric", "scheme.symmetric"), "with the two modes mixed up"),
         Mistake(
-            edit("high, scheme.bits", "high", "absmax, scheme.bits", "absmax"),
+            edit("high, scheme.bits", "high", "high), scheme.bits", "high)"),
             "with 8 bits whatever the scheme says; hand scheme.bits on",
         ),
-        Mistake(edit("absmax, scheme.bits", "absmax"), "with 8 bits in symmetric mode; hand scheme.bits on there, too"),
+        Mistake(edit("high), scheme.bits", "high)"), "with 8 bits in symmetric mode; hand scheme.bits on there, too"),
         Mistake(edit("high, scheme.bits", "high"), "with 8 bits in asymmetric mode; hand scheme.bits on there, too"),
         Mistake(
             edit("block_range(", "torch.aminmax(", ", scheme)\n", ")\n"),
@@ -167,11 +167,11 @@ CHOOSE_QPARAMS = Exercise(
         Mistake(edit(ABSMAX, "high - low"), "with the whole width for the largest magnitude; that step is too long"),
         Mistake(edit(ABSMAX, "(high - low) / 2"), "with half the width for the largest magnitude, which clips one end"),
         Mistake(
-            edit("(absmax, s", "(absmax * scheme.largest / (scheme.largest + 0.5), s"),
+            edit("high), s", "high) * scheme.largest / (scheme.largest + 0.5), s"),
             "with (qmax - qmin) / 2 steps, as PyTorch's observers count them; ours are qmax",
         ),
         Mistake(
-            edit("(absmax, s", "(absmax * scheme.largest / (scheme.largest + 1), s"),
+            edit("high), s", "high) * scheme.largest / (scheme.largest + 1), s"),
             "with 2**(bits - 1) steps, one too many; ours are qmax",
         ),
         Mistake(edit("torch.maximum", "max"), "with Python's max, for single numbers; for tensors it is torch.maximum"),
@@ -198,8 +198,8 @@ CHOOSE_QPARAMS = Exercise(
                 "tensor",
                 "return asymmetric_qparams(low, high, scheme.bits)",
                 "scale, zero_point = asymmetric_qparams(low, high, scheme.bits)\n        return scale.float(), zero_point",
-                "return symmetric_qparams(absmax, scheme.bits)",
-                "scale, zero_point = symmetric_qparams(absmax, scheme.bits)\n        return scale.float(), zero_point",
+                "return symmetric_qparams(torch.maximum(-low, high), scheme.bits)",
+                "scale, zero_point = symmetric_qparams(torch.maximum(-low, high), scheme.bits)\n    return scale.float(), zero_point",
             ),
             "when bfloat16 is made float32 at the end, after the scale was rounded",
         ),
@@ -212,24 +212,24 @@ CHOOSE_QPARAMS = Exercise(
             "with channel_range for axis=None, which keeps two dimensions of size 1; block_range gives a single number",
         ),
         Mistake(
-            edit("absmax, scheme.bits)", "absmax, scheme.bits)[0], torch.zeros_like(absmax, dtype=torch.int8)"),
+            edit("high), scheme.bits)", "high), scheme.bits)[0], torch.zeros_like(low, dtype=torch.int8)"),
             "with a zero for every scale; symmetric_qparams gives the one 0 that is needed",
         ),
         Mistake(
-            edit("absmax, scheme.bits)", "absmax, scheme.bits)[0], torch.zeros_like(absmax)"),
+            edit("high), scheme.bits)", "high), scheme.bits)[0], torch.zeros_like(low)"),
             "with zero points that are floats, and one for every scale; symmetric_qparams gives a single int8 0",
         ),
         Mistake(
-            edit("absmax, scheme.bits)", "absmax, scheme.bits)[0], 0"),
+            edit("high), scheme.bits)", "high), scheme.bits)[0], 0"),
             "with a plain 0 in symmetric mode; symmetric_qparams gives it as a tensor",
         ),
         Mistake(
-            edit("absmax, scheme.bits)", "absmax, scheme.bits)[0]"),
+            edit("high), scheme.bits)", "high), scheme.bits)[0]"),
             "with the scale alone in symmetric mode; the zero point is returned there, too",
         ),
         Mistake(
             edit(
-                "high, scheme.bits)", "high, scheme.bits)[::-1]", "absmax, scheme.bits)", "absmax, scheme.bits)[::-1]"
+                "high, scheme.bits)", "high, scheme.bits)[::-1]", "high), scheme.bits)", "high), scheme.bits)[::-1]"
             ),
             "with scale and zero point swapped; the scale is first",
         ),
@@ -246,22 +246,14 @@ CHOOSE_QPARAMS = Exercise(
             "with the largest magnitude over scheme.axis itself, the dimension that should stay",
         ),
         Mistake(
-            edit("absmax, scheme.bits)", "absmax, scheme.bits)[0], torch.tensor(0.0)"),
+            edit("high), scheme.bits)", "high), scheme.bits)[0], torch.tensor(0.0)"),
             "with 0.0 for a zero point; it is an integer",
         ),
     ],
     equivalent=dict.fromkeys(
         [
-            "without: if scheme.grid == 'integer':",
-            "scheme.grid == 'integer' -> scheme.grid != 'integer'",
-            "nonzero_scale(absmax / scheme.largest) -> absmax / scheme.largest",
-            "torch.tensor(0, dtype=torch.int8) -> 0",
-            "torch.tensor(0, dtype=torch.int8) -> torch.tensor(0)",
-            "absmax / scheme.largest -> absmax * scheme.largest",
-            "torch.tensor(0, dtype=torch.int8) -> torch.tensor(1, dtype=torch.int8)",
-            "torch.tensor(0, dtype=torch.int8) -> torch.tensor(-1, dtype=torch.int8)",
-            "torch.int8 -> torch.int16",
-            "torch.int8 -> torch.uint8",
+            "without: if scheme.grid != 'integer':",
+            "scheme.grid != 'integer' -> scheme.grid == 'integer'",
         ],
         "the lesson's schemes have the integer grid; the other grids come in lesson 17",
     ),
