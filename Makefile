@@ -15,6 +15,9 @@ QUIETLY = tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT INT TERM && unset MPLB
 PYTEST = $(PYTHON_VENV) -m pytest -n logical --maxprocesses 4 --dist loadfile \
 	--nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg --durations=10
 
+# How the lists of mistakes are formatted: one a line.
+WIDE = --line-length 200 --config format.skip-magic-trailing-comma=true
+
 # NB=03 narrows test, test-portable, test-browser, screenshots and notebooks to one lesson.
 LESSON = $(or $(wildcard notebooks/$(NB)_*.ipynb),$(error There is no lesson $(NB) in notebooks))
 
@@ -59,6 +62,7 @@ bench: install ## compare qlib's speed and memory with other libraries' (bench/R
 lint: install ## check the code's style, notebooks included
 	@$(PYTHON_VENV) -m ruff check .
 	@$(PYTHON_VENV) -m ruff format --check qlib course tests scripts bench
+	@$(PYTHON_VENV) -m ruff format --check $(WIDE) course/exercises/lesson_*.py
 
 clean: ## delete caches and build leftovers (not the .venvs, not the learner's progress)
 	@find . \( -path ./.venv -o -path ./bench/.venv -o -path ./.git -o -path ./notebooks/scratch \) -prune -o \

@@ -22,21 +22,13 @@ SHARED_MISTAKES = [
     Mistake(edit(", torch.tensor(0", ".round(), torch.tensor(0"), "with a rounded scale; it is a real number"),
     Mistake(edit(ZERO_POINT, ".item(), 0"), "with .item(), which makes plain numbers; stay with tensors"),
     Mistake(edit(ZERO_POINT, ""), "without the zero point; whoever quantizes still asks for it, so hand back a 0"),
-    Mistake(
-        edit("torch.tensor(0, dtype=torch.int8)", "0"),
-        "with a plain 0; torch.tensor(0, dtype=torch.int8) fits where asymmetric mode's fits",
-    ),
+    Mistake(edit("torch.tensor(0, dtype=torch.int8)", "0"), "with a plain 0; torch.tensor(0, dtype=torch.int8) fits where asymmetric mode's fits"),
     Mistake(edit("0, dtype=torch.int8", "0.0"), "with a zero point in float32; it is an integer, so give it a dtype"),
-    Mistake(
-        edit(", dtype=torch.int8", ""), "with a zero point in int64, as torch.tensor(0) makes it; int8 is asked for"
-    ),
+    Mistake(edit(", dtype=torch.int8", ""), "with a zero point in int64, as torch.tensor(0) makes it; int8 is asked for"),
     Mistake(edit("torch.int8", "torch.int32"), "with a zero point in int32; int8 is asked for"),
     Mistake(edit("tensor(0,", "tensor([0],"), "with a zero point of shape (1,); a single number has the shape ()"),
     Mistake(edit("tensor(0", "tensor(qmin"), "with the zero point at qmin; here 0.0 is the integer 0"),
-    Mistake(
-        edit("return ", "return (", "int8)", "int8))[::-1]"),
-        "with the two results in the wrong order; the scale comes first",
-    ),
+    Mistake(edit("return ", "return (", "int8)", "int8))[::-1]"), "with the two results in the wrong order; the scale comes first"),
 ]
 
 
@@ -60,53 +52,26 @@ SYMMETRIC_QPARAMS = Exercise(
     mistakes=[
         Mistake(edit("/ qmax", "/ 2 ** (bits - 1)"), "with 2**(bits - 1) steps; above 0 there is one fewer, qmax"),
         Mistake(edit("/ qmax", "/ qmin"), "with qmin in place of qmax, which makes the scale negative"),
-        Mistake(
-            edit("/ qmax", "/ (2 * qmax)"),
-            "with 2 * qmax steps; so many lie from -absmax to absmax, half of them above 0",
-        ),
+        Mistake(edit("/ qmax", "/ (2 * qmax)"), "with 2 * qmax steps; so many lie from -absmax to absmax, half of them above 0"),
         Mistake(edit("/ qmax", "/ (2**bits - 1)"), "with 2**bits - 1 steps; that is all, and only qmax lie above 0"),
         Mistake(edit("/ qmax", "/ 2**bits"), "with 2**bits steps; that is all the integers, and only qmax lie above 0"),
-        Mistake(
-            edit("quant_range(bits)", "quant_range(8)"), "with 127 whatever the bits; quant_range(bits) gives qmax"
-        ),
-        Mistake(
-            edit("absmax / qmax", "2 * absmax / (qmax - qmin)"),
-            "with 2 * absmax over qmax - qmin, as PyTorch's observers have it: absmax then lies half a step beyond qmax",
-        ),
-        Mistake(
-            edit("absmax / qmax", "2 * absmax / qmax"),
-            "with 2 * absmax over qmax; that many steps lie between 0 and absmax, not 2 * absmax",
-        ),
-        Mistake(
-            edit("absmax / qmax", "absmax * qmax"), "with a multiplication; the reals are shared out among qmax steps"
-        ),
-        Mistake(
-            edit("absmax / qmax", "qmax / absmax"), "with the division upside down; a scale is reals for one integer"
-        ),
-        Mistake(
-            edit("nonzero_scale(absmax / qmax)", "nonzero_scale(absmax) / qmax"),
-            "with 1 in the place of an absmax of 0; it is the scale that becomes 1",
-        ),
-        Mistake(
-            edit("nonzero_scale(absmax / qmax)", "(absmax / qmax if absmax > 0 else torch.ones(()))"),
-            "with an if, which takes one number and not many; torch.where takes many",
-        ),
-        Mistake(
-            edit("(absmax /", "(absmax.max() /"),
-            "with one scale for all blocks; each block has its own absmax and its own scale",
-        ),
+        Mistake(edit("quant_range(bits)", "quant_range(8)"), "with 127 whatever the bits; quant_range(bits) gives qmax"),
+        Mistake(edit("absmax / qmax", "2 * absmax / (qmax - qmin)"), "with 2 * absmax over qmax - qmin, as PyTorch's observers have it: absmax then lies half a step beyond qmax"),
+        Mistake(edit("absmax / qmax", "2 * absmax / qmax"), "with 2 * absmax over qmax; that many steps lie between 0 and absmax, not 2 * absmax"),
+        Mistake(edit("absmax / qmax", "absmax * qmax"), "with a multiplication; the reals are shared out among qmax steps"),
+        Mistake(edit("absmax / qmax", "qmax / absmax"), "with the division upside down; a scale is reals for one integer"),
+        Mistake(edit("nonzero_scale(absmax / qmax)", "nonzero_scale(absmax) / qmax"), "with 1 in the place of an absmax of 0; it is the scale that becomes 1"),
+        Mistake(edit("nonzero_scale(absmax / qmax)", "(absmax / qmax if absmax > 0 else torch.ones(()))"), "with an if, which takes one number and not many; torch.where takes many"),
+        Mistake(edit("(absmax /", "(absmax.max() /"), "with one scale for all blocks; each block has its own absmax and its own scale"),
         Mistake(edit("tensor(0", "zeros_like(absmax"), "with a zero for each block; a single one serves them all"),
-        Mistake(
-            edit("absmax / qmax", "absmax.div_(qmax)"), "with an operation in place, whose name ends in an underscore"
-        ),
+        Mistake(edit("absmax / qmax", "absmax.div_(qmax)"), "with an operation in place, whose name ends in an underscore"),
         *small_scales("blocks of small numbers need less"),
         *SHARED_MISTAKES,
     ],
     hints=[
         "absmax lies on the largest integer and 0.0 on the integer 0. How many steps are there between the two?",
         "s = absmax / qmax, and z = 0. Where absmax is 0, any scale will do that can be divided by: take 1.",
-        "`quant_range(bits)` gives qmin and qmax. `torch.where(s == 0, 1.0, s)` puts a 1 in the place of a 0, and "
-        "`torch.tensor(0, dtype=torch.int8)` is the zero point.",
+        "`quant_range(bits)` gives qmin and qmax. `torch.where(s == 0, 1.0, s)` puts a 1 in the place of a 0, and `torch.tensor(0, dtype=torch.int8)` is the zero point.",
     ],
 )
 
@@ -132,54 +97,23 @@ FULL_RANGE_QPARAMS = Exercise(
     mistakes=[
         Mistake(edit("/ qmin", "/ qmax"), "with qmax in place of qmin; then the code at qmin stays unused, as before"),
         Mistake(edit("/ qmin", "/ -qmin"), "with the sign turned round: the largest value lands on -qmin, beyond qmax"),
-        Mistake(
-            edit("quant_range(bits)", "quant_range(8)"), "with -128 whatever the bits; quant_range(bits) gives qmin"
-        ),
+        Mistake(edit("quant_range(bits)", "quant_range(8)"), "with -128 whatever the bits; quant_range(bits) gives qmin"),
         Mistake(edit("/ qmin", "/ 2**bits"), "with 2**bits steps; on the side of m there are only half as many"),
-        Mistake(
-            edit(FARTHEST, "-torch.maximum(-low, high)"),
-            "with a scale that is never negative: a largest value above 0 then lands beyond qmax",
-        ),
-        Mistake(
-            edit(FARTHEST, "torch.maximum(-low, high)"),
-            "with a scale that is always negative: a largest value below 0 then lands beyond qmax",
-        ),
+        Mistake(edit(FARTHEST, "-torch.maximum(-low, high)"), "with a scale that is never negative: a largest value above 0 then lands beyond qmax"),
+        Mistake(edit(FARTHEST, "torch.maximum(-low, high)"), "with a scale that is always negative: a largest value below 0 then lands beyond qmax"),
         Mistake(edit(FARTHEST, "high"), "with high in every block; where low is further from 0, it is low that counts"),
         Mistake(edit(FARTHEST, "low"), "with low in every block; where high is further from 0, it is high that counts"),
-        Mistake(
-            edit("high > -low", "low >= 0"), "with low wherever it is negative; take the end that is farther from 0"
-        ),
+        Mistake(edit("high > -low", "low >= 0"), "with low wherever it is negative; take the end that is farther from 0"),
         Mistake(edit("high > -low", "high.max() > -low.min()"), "with one side for all blocks; each block has its own"),
-        Mistake(
-            edit("-low, high, low", "low.abs_(), high, -low"),
-            "with an operation in place, whose name ends in an underscore",
-        ),
-        Mistake(
-            edit("nonzero_scale(farthest / qmin)", "nonzero_scale(farthest) / qmin"),
-            "with 1 in the place of an m of 0; it is the scale that becomes 1",
-        ),
+        Mistake(edit("-low, high, low", "low.abs_(), high, -low"), "with an operation in place, whose name ends in an underscore"),
+        Mistake(edit("nonzero_scale(farthest / qmin)", "nonzero_scale(farthest) / qmin"), "with 1 in the place of an m of 0; it is the scale that becomes 1"),
         Mistake(edit("high > -low", "high < -low"), "with the end that is nearer to 0; take the one that is farther"),
-        Mistake(
-            edit(FARTHEST, "torch.maximum(-low, high)", "/ qmin", "/ qmax"),
-            "with absmax / qmax, which is symmetric mode again",
-        ),
-        Mistake(
-            edit("farthest / qmin", "(high - low) / 2**bits"),
-            "with the width of the range over 2**bits; 0.0 has to be the integer 0",
-        ),
+        Mistake(edit(FARTHEST, "torch.maximum(-low, high)", "/ qmin", "/ qmax"), "with absmax / qmax, which is symmetric mode again"),
+        Mistake(edit("farthest / qmin", "(high - low) / 2**bits"), "with the width of the range over 2**bits; 0.0 has to be the integer 0"),
         Mistake(edit("farthest / qmin", "qmin / farthest"), "with the division upside down; a scale is m over qmin"),
-        Mistake(
-            edit("nonzero_scale(", "(lambda scale: torch.where(scale <= 0, 1.0, scale))("),
-            "with a test for scale <= 0 where you mean scale == 0; a negative scale is right here",
-        ),
-        Mistake(
-            edit(FARTHEST, "high if high > -low else low"),
-            "with an if, which takes one number and not many; torch.where takes many",
-        ),
-        Mistake(
-            edit("farthest = torch", "low, high = low.min(), high.max()\n    farthest = torch"),
-            "with one value for all blocks; each block has its own",
-        ),
+        Mistake(edit("nonzero_scale(", "(lambda scale: torch.where(scale <= 0, 1.0, scale))("), "with a test for scale <= 0 where you mean scale == 0; a negative scale is right here"),
+        Mistake(edit(FARTHEST, "high if high > -low else low"), "with an if, which takes one number and not many; torch.where takes many"),
+        Mistake(edit("farthest = torch", "low, high = low.min(), high.max()\n    farthest = torch"), "with one value for all blocks; each block has its own"),
         Mistake(edit("tensor(0", "zeros_like(low"), "with a zero for each block; a single one serves them all"),
         *small_scales("no negative scale is above it"),
         *SHARED_MISTAKES,
@@ -187,10 +121,8 @@ FULL_RANGE_QPARAMS = Exercise(
     equivalent={"high > -low -> high >= -low": "where both ends are equally far from 0, either may be taken"},
     hints=[
         "Of each block's two ends, which one is farther from 0? That one goes on qmin, with its sign.",
-        "m = high where high > -low, else low; s = m / qmin, or 1 where m is 0; z = 0. Because qmin is negative, s is "
-        "negative where m is positive, and that is meant.",
-        "`torch.where(condition, a, b)` picks from a or b block by block, for m as well as for the 1 in the place of "
-        "a scale that == 0. `quant_range(bits)` gives qmin.",
+        "m = high where high > -low, else low; s = m / qmin, or 1 where m is 0; z = 0. Because qmin is negative, s is negative where m is positive, and that is meant.",
+        "`torch.where(condition, a, b)` picks from a or b block by block, for m as well as for the 1 in the place of a scale that == 0. `quant_range(bits)` gives qmin.",
     ],
 )
 

@@ -41,99 +41,38 @@ SPLIT_GROUPS = Exercise(
     ],
     mistakes=[
         Mistake(edit(PAD, "tensor"), "with no filler: 10 columns are not whole groups of 4; unflatten does not guess"),
+        Mistake(edit(PAD, "tensor", "unflatten(-1, (", "reshape((*tensor.shape[:-1], "), "with no filler: 10 columns are not whole groups of 4; reshape does not guess"),
         Mistake(
-            edit(PAD, "tensor", "unflatten(-1, (", "reshape((*tensor.shape[:-1], "),
-            "with no filler: 10 columns are not whole groups of 4; reshape does not guess",
+            edit(PAD, "tensor", "unflatten(-1, (-1", "reshape((*tensor.shape[:-1], tensor.shape[-1] // group_size"), "with the groups counted by a division that rounds down: 10 // 4 forgets the rest"
         ),
-        Mistake(
-            edit(PAD, "tensor", "unflatten(-1, (-1", "reshape((*tensor.shape[:-1], tensor.shape[-1] // group_size"),
-            "with the groups counted by a division that rounds down: 10 // 4 forgets the rest",
-        ),
-        Mistake(
-            edit("    filled", "    assert tensor.shape[-1] % group_size == 0\n    filled"),
-            "with an assert that the groups come out even, as in the video course; fill them up",
-        ),
-        Mistake(
-            edit(PAD, "tensor[..., : tensor.shape[-1] // group_size * group_size]"),
-            "with what lies after the last whole group left out",
-        ),
-        Mistake(
-            edit("(0, ", "(", "% group_size)", "% group_size, 0)"),
-            "with the filler on the left, which moves every weight to another place",
-        ),
+        Mistake(edit("    filled", "    assert tensor.shape[-1] % group_size == 0\n    filled"), "with an assert that the groups come out even, as in the video course; fill them up"),
+        Mistake(edit(PAD, "tensor[..., : tensor.shape[-1] // group_size * group_size]"), "with what lies after the last whole group left out"),
+        Mistake(edit("(0, ", "(", "% group_size)", "% group_size, 0)"), "with the filler on the left, which moves every weight to another place"),
         Mistake(edit("(0, -", "(0, 0, 0, -"), "with the filler below the last row; it belongs at the end of each row"),
-        Mistake(
-            edit("-tensor", "tensor"),
-            "with columns % group_size zeros: that is how many columns are left over, not how many are missing",
-        ),
-        Mistake(
-            edit("% group_size)", "% group_size), value=1"),
-            "with ones as filler; a one may be the largest number of its group, and a zero changes nothing",
-        ),
-        Mistake(
-            edit("    return", "    filled[..., tensor.shape[-1] :] = tensor[..., -1:]\n    return"),
-            "with the last value as filler; the filler is zeros",
-        ),
-        Mistake(
-            edit(
-                PAD, "tensor[..., torch.arange(tensor.shape[-1] + -tensor.shape[-1] % group_size) % tensor.shape[-1]]"
-            ),
-            "with the start of the row as filler; the filler is zeros",
-        ),
-        Mistake(
-            edit("-tensor", "group_size - tensor"),
-            "with a whole group of filler where none is needed; take the remainder once more, % group_size",
-        ),
+        Mistake(edit("-tensor", "tensor"), "with columns % group_size zeros: that is how many columns are left over, not how many are missing"),
+        Mistake(edit("% group_size)", "% group_size), value=1"), "with ones as filler; a one may be the largest number of its group, and a zero changes nothing"),
+        Mistake(edit("    return", "    filled[..., tensor.shape[-1] :] = tensor[..., -1:]\n    return"), "with the last value as filler; the filler is zeros"),
+        Mistake(edit(PAD, "tensor[..., torch.arange(tensor.shape[-1] + -tensor.shape[-1] % group_size) % tensor.shape[-1]]"), "with the start of the row as filler; the filler is zeros"),
+        Mistake(edit("-tensor", "group_size - tensor"), "with a whole group of filler where none is needed; take the remainder once more, % group_size"),
         Mistake(edit("pad(tensor", "pad(tensor.float()"), "with a filler of float32, which pulls other dtypes along"),
-        Mistake(
-            edit("(-1, group_size))", "(group_size, -1)).mT"),
-            "with the columns dealt out to the groups in turn, like cards; a group is a run of neighbours",
-        ),
+        Mistake(edit("(-1, group_size))", "(group_size, -1)).mT"), "with the columns dealt out to the groups in turn, like cards; a group is a run of neighbours"),
         Mistake(edit("(-1, group_size)", "(group_size, -1)"), "with group_size taken for the number of groups"),
+        Mistake(edit("(-1, group_size))", "(-1, group_size)).mT"), "with the last two dimensions the wrong way round: (..., groups, group_size)"),
+        Mistake(edit("(-1, group_size))", "(-1, group_size)).movedim(-2, 0)"), "with the groups in front of the rows: (..., groups, group_size)"),
+        Mistake(edit("unflatten(-1, (", "reshape(("), "with the groups of all rows in one stack; the rows keep a dimension"),
         Mistake(
-            edit("(-1, group_size))", "(-1, group_size)).mT"),
-            "with the last two dimensions the wrong way round: (..., groups, group_size)",
-        ),
-        Mistake(
-            edit("(-1, group_size))", "(-1, group_size)).movedim(-2, 0)"),
-            "with the groups in front of the rows: (..., groups, group_size)",
-        ),
-        Mistake(
-            edit("unflatten(-1, (", "reshape(("), "with the groups of all rows in one stack; the rows keep a dimension"
-        ),
-        Mistake(
-            edit(
-                "    return",
-                "    long = torch.nn.functional.pad(tensor.flatten(), (0, filled.numel() - tensor.numel()))\n"
-                "    filled = long.reshape(filled.shape)\n    return",
-            ),
+            edit("    return", "    long = torch.nn.functional.pad(tensor.flatten(), (0, filled.numel() - tensor.numel()))\n    filled = long.reshape(filled.shape)\n    return"),
             "with the rows joined before they are cut, so that a group runs on into the next row",
         ),
-        Mistake(
-            edit("    filled", "    tensor = tensor.T\n    filled"),
-            "with groups down the columns; they run along a row",
-        ),
-        Mistake(
-            edit("    filled", "    rows, columns = tensor.shape\n    filled"),
-            "with two dimensions taken for granted; a row has one, and there may be three",
-        ),
-        Mistake(
-            edit("filled.unflatten(-1, (-1, group_size))", "tensor.split(group_size, dim=-1)"),
-            "with the pieces still apart, and the last one shorter",
-        ),
+        Mistake(edit("    filled", "    tensor = tensor.T\n    filled"), "with groups down the columns; they run along a row"),
+        Mistake(edit("    filled", "    rows, columns = tensor.shape\n    filled"), "with two dimensions taken for granted; a row has one, and there may be three"),
+        Mistake(edit("filled.unflatten(-1, (-1, group_size))", "tensor.split(group_size, dim=-1)"), "with the pieces still apart, and the last one shorter"),
         Mistake(edit(".unflatten(-1, (-1, group_size))", ""), "with the filler in place but the row not cut yet"),
         Mistake(
-            edit("filled.unflatten(-1, (-1, group_size))", "torch.stack(filled.split(group_size, dim=-1), dim=1)"),
-            "with the groups stacked along dimension 1; they belong in the last but one, -2",
+            edit("filled.unflatten(-1, (-1, group_size))", "torch.stack(filled.split(group_size, dim=-1), dim=1)"), "with the groups stacked along dimension 1; they belong in the last but one, -2"
         ),
-        Mistake(
-            edit("filled.unflatten(-1, (-1, group_size))", "torch.stack(tensor.split(group_size, dim=-1), dim=-2)"),
-            "with pieces of unequal length, which stack refuses; fill the row up first",
-        ),
-        Mistake(
-            edit("-tensor.shape[-1] % group_size", "group_size - tensor.shape[-1]"),
-            "with group_size - columns zeros, which is right for a single group alone",
-        ),
+        Mistake(edit("filled.unflatten(-1, (-1, group_size))", "torch.stack(tensor.split(group_size, dim=-1), dim=-2)"), "with pieces of unequal length, which stack refuses; fill the row up first"),
+        Mistake(edit("-tensor.shape[-1] % group_size", "group_size - tensor.shape[-1]"), "with group_size - columns zeros, which is right for a single group alone"),
     ],
     hints=[
         "First make each row as long as a whole number of groups, with zeros at its right end. Then cut.",
@@ -192,52 +131,27 @@ EXPAND_GROUPS = Exercise(
         Case("a scale that is a plain number", (0.5, COUNT)),
         Case("one group of 8, longer than the row", (SCALES[:, :1], COUNT, 8)),
         Case("three scales a row, ten columns and no group_size", (RAGGED_SCALES, RAGGED), use=refuses),
-        Case(
-            "three scales and ten columns in groups of 2, which need five",
-            (RAGGED_SCALES, RAGGED, 2),
-            use=refuses,
-        ),
+        Case("three scales and ten columns in groups of 2, which need five", (RAGGED_SCALES, RAGGED, 2), use=refuses),
         Case("three scales and ten columns in groups of 5, which need two", (RAGGED_SCALES, RAGGED, 5), use=refuses),
     ],
     mistakes=[
-        Mistake(
-            edit("repeat_interleave(group_size, dim=-1)", "repeat(1, group_size)"),
-            "with repeat, which lays the scales end to end; repeat_interleave keeps copies together",
-        ),
+        Mistake(edit("repeat_interleave(group_size, dim=-1)", "repeat(1, group_size)"), "with repeat, which lays the scales end to end; repeat_interleave keeps copies together"),
         Mistake(edit("dim=-1", "dim=0"), "with the copies along the rows; a group covers columns, dim=-1"),
         Mistake(edit(", dim=-1", ""), "without dim: repeat_interleave then makes one long vector of everything"),
         Mistake(edit("[..., :columns]", ""), "with no cut at the right end: the last group covers fewer columns"),
         Mistake(edit(":columns", "-columns:"), "with the cut at the left end; it is the last group that is shorter"),
-        Mistake(
-            edit("(group_size, dim", "(-(-columns // groups), dim"),
-            "with the group size calculated from the number of scales although it was given",
-        ),
-        Mistake(
-            edit(UNEQUAL, "if False", OTHER_COUNT, "if False"),
-            "with a group size that is rounded down where the scales do not cover the columns evenly",
-        ),
+        Mistake(edit("(group_size, dim", "(-(-columns // groups), dim"), "with the group size calculated from the number of scales although it was given"),
+        Mistake(edit(UNEQUAL, "if False", OTHER_COUNT, "if False"), "with a group size that is rounded down where the scales do not cover the columns evenly"),
         Mistake(
             edit(UNEQUAL, "if False", OTHER_COUNT, "if False", "= columns // groups", "= -(-columns // groups)"),
             "with a guess at the group size: three groups of ten may be 4 + 4 + 2 or 5 + 4 + 1, so raise ValueError",
         ),
         Mistake(edit(OTHER_COUNT, "if False"), "with no check whether groups of the given size need that many scales"),
         Mistake(edit(UNEQUAL, "if False"), "with no check whether the groups can be equal where no size is given"),
-        Mistake(
-            edit("-(-columns // group_size) != groups", "columns % group_size"),
-            "with an error where the last group is shorter; it may be",
-        ),
-        Mistake(
-            edit("-(-columns // group_size) != groups", "columns // group_size != groups"),
-            "with columns // group_size groups; a shorter last group counts too, so round up",
-        ),
-        Mistake(
-            edit("ValueError(f", "AssertionError(f", "ValueError(\n", "AssertionError(\n"),
-            "with an assert; the text asks for a ValueError",
-        ),
-        Mistake(
-            edit("if group_size is None", "if False", OTHER_COUNT, "if False"),
-            "with a group size taken for granted; without it the groups are of equal size",
-        ),
+        Mistake(edit("-(-columns // group_size) != groups", "columns % group_size"), "with an error where the last group is shorter; it may be"),
+        Mistake(edit("-(-columns // group_size) != groups", "columns // group_size != groups"), "with columns // group_size groups; a shorter last group counts too, so round up"),
+        Mistake(edit("ValueError(f", "AssertionError(f", "ValueError(\n", "AssertionError(\n"), "with an assert; the text asks for a ValueError"),
+        Mistake(edit("if group_size is None", "if False", OTHER_COUNT, "if False"), "with a group size taken for granted; without it the groups are of equal size"),
         Mistake(
             edit(
                 "ndim, 1):\n        return qparam",
@@ -247,62 +161,29 @@ EXPAND_GROUPS = Exercise(
             ),
             "with every scale spread out; what broadcasts already comes back as it is",
         ),
-        Mistake(
-            edit("in (1, tensor.shape[-1])", "== tensor.shape[-1]"), "with a scale per row spread out; it broadcasts"
-        ),
-        Mistake(
-            edit("not isinstance(qparam, torch.Tensor) or ", ""),
-            "with a scale that is a plain number treated as a tensor; it comes back as it is",
-        ),
-        Mistake(
-            edit("not isinstance(qparam, torch.Tensor) or qparam.ndim", "len(qparam.shape)"),
-            "with the shape of a plain number, which has none; it comes back as it is",
-        ),
-        Mistake(
-            edit("    if not", "    rows, groups = qparam.shape\n    if not"),
-            "with two dimensions taken for granted; a single scale has none",
-        ),
+        Mistake(edit("in (1, tensor.shape[-1])", "== tensor.shape[-1]"), "with a scale per row spread out; it broadcasts"),
+        Mistake(edit("not isinstance(qparam, torch.Tensor) or ", ""), "with a scale that is a plain number treated as a tensor; it comes back as it is"),
+        Mistake(edit("not isinstance(qparam, torch.Tensor) or qparam.ndim", "len(qparam.shape)"), "with the shape of a plain number, which has none; it comes back as it is"),
+        Mistake(edit("    if not", "    rows, groups = qparam.shape\n    if not"), "with two dimensions taken for granted; a single scale has none"),
         Mistake(
             edit("qparam.shape[-1] in (1, tensor.shape[-1])", "False", UNEQUAL, "if False", OTHER_COUNT, "if False"),
             "with every matrix of scales taken for a scale per group; one per row or column has a 1 in its shape",
         ),
-        Mistake(
-            edit("(1, tensor.shape[-1])", "(1, tensor.shape[-1]) or qparam.shape[0] == 1"),
-            "when one row of scales is taken for a scale per column; a matrix of one row may have groups, too",
-        ),
-        Mistake(
-            edit("    if not", "    return qparam\n    if not"),
-            "with the scales as they came: two scales a row do not broadcast against six columns",
-        ),
+        Mistake(edit("(1, tensor.shape[-1])", "(1, tensor.shape[-1]) or qparam.shape[0] == 1"), "when one row of scales is taken for a scale per column; a matrix of one row may have groups, too"),
+        Mistake(edit("    if not", "    return qparam\n    if not"), "with the scales as they came: two scales a row do not broadcast against six columns"),
         Mistake(edit("return qparam.rep", "return qparam.float().rep"), "with a float result; zero points stay int8"),
         Mistake(edit(":columns]", ":columns] * tensor"), "with the tensor multiplied in; only its shape matters here"),
         Mistake(edit(SPREAD, "qparam.unsqueeze(-1)"), "with a dimension added; it fits the groups and not the columns"),
-        Mistake(
-            edit(SPREAD, "qparam[:, torch.arange(columns) * groups // columns]"),
-            "with the scales stretched evenly over the columns; each covers group_size of them, the last one the rest",
-        ),
+        Mistake(edit(SPREAD, "qparam[:, torch.arange(columns) * groups // columns]"), "with the scales stretched evenly over the columns; each covers group_size of them, the last one the rest"),
         Mistake(
             edit(
-                "not isinstance(qparam, torch.Tensor) or qparam.ndim < max(tensor.ndim, 1)",
-                "False",
-                "qparam.shape[-1] in (1, tensor.shape[-1])",
-                "False",
-                UNEQUAL,
-                "if False",
-                OTHER_COUNT,
-                "if False",
+                "not isinstance(qparam, torch.Tensor) or qparam.ndim < max(tensor.ndim, 1)", "False", "qparam.shape[-1] in (1, tensor.shape[-1])", "False", UNEQUAL, "if False", OTHER_COUNT, "if False"
             ),
             "with no look at what comes in; a number, a scale per row and one per column come back as they came",
         ),
-        Mistake(
-            edit("    if not", "    if group_size is None:\n        return qparam\n    if not"),
-            "when nothing is spread out without a group_size; the groups are of equal size then",
-        ),
+        Mistake(edit("    if not", "    if group_size is None:\n        return qparam\n    if not"), "when nothing is spread out without a group_size; the groups are of equal size then"),
         Mistake(edit("!= groups", "> groups"), "with too few scales refused, and too many let through"),
-        Mistake(
-            edit("    if not", "    return qparam.expand(tensor.shape)\n    if not"),
-            "with expand, which stretches dimensions of size 1 alone; repeat_interleave makes copies",
-        ),
+        Mistake(edit("    if not", "    return qparam.expand(tensor.shape)\n    if not"), "with expand, which stretches dimensions of size 1 alone; repeat_interleave makes copies"),
     ],
     equivalent=dict.fromkeys(
         [
@@ -320,8 +201,7 @@ EXPAND_GROUPS = Exercise(
         "Column c belongs to group c // group_size. Each scale has to stand group_size times side by side, in its row.",
         "Three steps: give back what broadcasts already (no tensor, too few dimensions, 1 or all columns in the last one); "
         "find the group size, and raise ValueError if ceil(columns / group_size) is not the number of scales; spread and cut.",
-        "`qparam.repeat_interleave(n, dim=...)` repeats each element n times in place. The last group may be shorter: "
-        "slice the result to the number of columns.",
+        "`qparam.repeat_interleave(n, dim=...)` repeats each element n times in place. The last group may be shorter: slice the result to the number of columns.",
     ],
     explain=which_group,
 )

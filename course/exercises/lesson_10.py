@@ -68,72 +68,30 @@ W8_A16_FORWARD = Exercise(
         ),
         Mistake(edit("bias is not None", "True"), "with a bias added even where it is None; ask `is not None` first"),
         Mistake(edit("bias is not None", "bias"), "with `if bias:`, which a tensor cannot answer; ask `is not None`"),
-        Mistake(
-            edit("return output.to(input.dtype)", "return output"),
-            "with no cast at the end: 16-bit sums times float32 scales are float32; the output has the input's dtype",
-        ),
-        Mistake(
-            edit("return output.to(input.dtype)", "return output.half()"),
-            "with an output of float16 whatever the input; it has the input's dtype",
-        ),
+        Mistake(edit("return output.to(input.dtype)", "return output"), "with no cast at the end: 16-bit sums times float32 scales are float32; the output has the input's dtype"),
+        Mistake(edit("return output.to(input.dtype)", "return output.half()"), "with an output of float16 whatever the input; it has the input's dtype"),
         Mistake(edit(CAST, "weight"), "with no cast of the weight; int8 and floats do not meet in a matrix product"),
         Mistake(edit(CAST, "weight.float()"), "with the weight cast to float32 always; cast it to `input.dtype`"),
         Mistake(edit(CAST, "weight.half()"), "with the weight cast to float16 always; cast it to `input.dtype`"),
+        Mistake(edit("input, " + CAST, "input.half(), weight.half()"), "with the input cast to 16 bits, whatever it was; compute in the dtype that it has"),
+        Mistake(edit("input, " + CAST, "input.to(torch.int8).float(), weight.float()"), "with the input cast to int8, which cuts off its decimals; cast the weight, and leave the input as it is"),
+        Mistake(edit("input, " + CAST, "input.to(torch.int8), weight"), "with the input cast to int8 and the product done in it; cast the weight to the input's dtype instead"),
+        Mistake(edit("* scales", "* scales.to(input.dtype)"), "with the scales cast to the input's dtype; in float16 a small one becomes 0"),
+        Mistake(edit("* scales", "* scales.unsqueeze(1)"), "with the scales laid along the batch; they belong to the outputs, the last dimension"),
+        Mistake(edit(CAST, "(weight * scales).to(input.dtype)", "sums * scales", "sums"), "with the scales on the columns of the weight, inside the sums; each belongs to a row, and so to an output"),
+        Mistake(edit("(input, ", "((input * scales).to(input.dtype), ", "sums * scales", "sums"), "with the scales on the input; each belongs to an output"),
+        Mistake(edit(CAST, "weight * scales[:, None], bias", "sums * scales", "sums", "output + bias", "output"), "with the scaled weight left in float32; cast it to the input's dtype"),
         Mistake(
-            edit("input, " + CAST, "input.half(), weight.half()"),
-            "with the input cast to 16 bits, whatever it was; compute in the dtype that it has",
-        ),
-        Mistake(
-            edit("input, " + CAST, "input.to(torch.int8).float(), weight.float()"),
-            "with the input cast to int8, which cuts off its decimals; cast the weight, and leave the input as it is",
-        ),
-        Mistake(
-            edit("input, " + CAST, "input.to(torch.int8), weight"),
-            "with the input cast to int8 and the product done in it; cast the weight to the input's dtype instead",
-        ),
-        Mistake(
-            edit("* scales", "* scales.to(input.dtype)"),
-            "with the scales cast to the input's dtype; in float16 a small one becomes 0",
-        ),
-        Mistake(
-            edit("* scales", "* scales.unsqueeze(1)"),
-            "with the scales laid along the batch; they belong to the outputs, the last dimension",
-        ),
-        Mistake(
-            edit(CAST, "(weight * scales).to(input.dtype)", "sums * scales", "sums"),
-            "with the scales on the columns of the weight, inside the sums; each belongs to a row, and so to an output",
-        ),
-        Mistake(
-            edit("(input, ", "((input * scales).to(input.dtype), ", "sums * scales", "sums"),
-            "with the scales on the input; each belongs to an output",
-        ),
-        Mistake(
-            edit(CAST, "weight * scales[:, None], bias", "sums * scales", "sums", "output + bias", "output"),
-            "with the scaled weight left in float32; cast it to the input's dtype",
-        ),
-        Mistake(
-            edit(
-                CAST,
-                CAST + " * scales[:, None].to(input.dtype), bias",
-                "sums * scales",
-                "sums",
-                "output + bias",
-                "output",
-            ),
+            edit(CAST, CAST + " * scales[:, None].to(input.dtype), bias", "sums * scales", "sums", "output + bias", "output"),
             "with a bias and a product of two dtypes in F.linear; cast the bias, or add it afterwards",
         ),
         Mistake(edit(PRODUCT, "input @ " + CAST), "without the transpose; a row of the weight belongs to an output"),
-        Mistake(
-            edit(PRODUCT, CAST + " @ input.T"), "with the weight on the left; the batch comes first, input @ weight.T"
-        ),
+        Mistake(edit(PRODUCT, CAST + " @ input.T"), "with the weight on the left; the batch comes first, input @ weight.T"),
         Mistake(edit("return output", "return output.round()"), "with the output rounded; activations stay real here"),
-        Mistake(
-            edit("return", "weight.data = weight.float()\n    return"), "with an operation in place on what was given"
-        ),
+        Mistake(edit("return", "weight.data = weight.float()\n    return"), "with an operation in place on what was given"),
     ],
     hints=[
-        "Let the integers meet the input in a matrix product as they are, and put the scales and the bias on what "
-        "comes out. Of the weight's dtype and the input's, one has to give way.",
+        "Let the integers meet the input in a matrix product as they are, and put the scales and the bias on what comes out. Of the weight's dtype and the input's, one has to give way.",
         "y = (x Qᵀ) * scales + bias, with Q cast to the input's dtype, and y as well.",
         "`torch.nn.functional.linear(input, …)` with the weight `.to(input.dtype)`, and no bias in it; then `* scales`, "
         "which lie along the last dimension; then the bias if it `is not None`; then `.to(input.dtype)`.",
@@ -194,9 +152,7 @@ def keeps_its_parts_in_buffers(answer):
             return f"{name} is not among the layer's buffers; `self.register_buffer` puts it there."
         if tuple(kept[name].shape) != shape or kept[name].dtype != dtype:
             found = f"{short(kept[name].dtype)} of shape {tuple(kept[name].shape)}"
-            return f"in a new layer of 4 inputs, 3 outputs and dtype=torch.bfloat16, {name} is {found}, " + (
-                f"expected {short(dtype)} of shape {shape}."
-            )
+            return f"in a new layer of 4 inputs, 3 outputs and dtype=torch.bfloat16, {name} is {found}, " + (f"expected {short(dtype)} of shape {shape}.")
     if getattr(answer(4, 3, bias=False), "bias", 0) is not None:
         return "a layer made with bias=False should have None for its bias."
     default = answer(4, 3).bias
@@ -246,10 +202,7 @@ def lets_go_of_the_weights_gradient(answer):
     layer = layer_for(answer, torch.nn.Parameter(ROWS.clone()))
     for name in ("int8_weights", "scales"):
         if getattr(layer, name).requires_grad:
-            return (
-                f"after quantizing the weight of an nn.Linear, {name} requires a gradient: it keeps the float weight "
-                "alive, and the layer cannot be deep-copied. `.detach()` the weight first."
-            )
+            return f"after quantizing the weight of an nn.Linear, {name} requires a gradient: it keeps the float weight alive, and the layer cannot be deep-copied. `.detach()` the weight first."
     copy.deepcopy(layer)
     return None
 
@@ -282,22 +235,10 @@ W8A16_LINEAR_LAYER = Exercise(
         Case("a weight of bfloat16", (COARSE,), use=integers_and_scales),
         Case("a weight of float16 with tiny numbers", (FAINT,), use=integers_and_scales),
         Case("one weight quantized and then another", (-ROWS, ROWS), use=quantized_twice),
-        Case(
-            "a forward pass with a bias",
-            (EXACT, torch.tensor([1.0, -4.0]), torch.tensor([[1.0, 2.0, -0.5], [0.5, 0.25, 2.0]])),
-            use=outputs,
-        ),
-        Case(
-            "a forward pass with weights that are rounded",
-            (ROWS, None, torch.tensor([1.0, 2.0, -0.5, 4.0])),
-            use=outputs,
-        ),
+        Case("a forward pass with a bias", (EXACT, torch.tensor([1.0, -4.0]), torch.tensor([[1.0, 2.0, -0.5], [0.5, 0.25, 2.0]])), use=outputs),
+        Case("a forward pass with weights that are rounded", (ROWS, None, torch.tensor([1.0, 2.0, -0.5, 4.0])), use=outputs),
         Case("a forward pass without a bias", (EXACT, None, torch.tensor([1.0, 2.0, -0.5])), use=outputs),
-        Case(
-            "a forward pass in bfloat16",
-            (EXACT.bfloat16(), torch.tensor([1.0, -4.0]).bfloat16(), torch.tensor([[1.0, 2.0, -0.5]]).bfloat16()),
-            use=outputs,
-        ),
+        Case("a forward pass in bfloat16", (EXACT.bfloat16(), torch.tensor([1.0, -4.0]).bfloat16(), torch.tensor([[1.0, 2.0, -0.5]]).bfloat16()), use=outputs),
     ],
     properties=[
         Property(keeps_its_parts_in_buffers),
@@ -308,259 +249,106 @@ W8A16_LINEAR_LAYER = Exercise(
     ],
     mistakes=[
         # the integers
-        Mistake(
-            edit(QUANTIZED, "(weights.float() / row_scales).to(torch.int8)"),
-            "with no round before the cast, which cuts off the decimals",
-        ),
-        Mistake(
-            edit(QUANTIZED, "torch.floor(weights.float() / row_scales).to(torch.int8)"), "with floor in place of round"
-        ),
-        Mistake(
-            edit(QUANTIZED, "torch.round(weights.float() * row_scales).to(torch.int8)"),
-            "with a multiplication by the scale; divide, to count the steps",
-        ),
+        Mistake(edit(QUANTIZED, "(weights.float() / row_scales).to(torch.int8)"), "with no round before the cast, which cuts off the decimals"),
+        Mistake(edit(QUANTIZED, "torch.floor(weights.float() / row_scales).to(torch.int8)"), "with floor in place of round"),
+        Mistake(edit(QUANTIZED, "torch.round(weights.float() * row_scales).to(torch.int8)"), "with a multiplication by the scale; divide, to count the steps"),
         Mistake(edit(QUANTIZED, "weights"), "with the float weight kept in the place of the integers"),
-        Mistake(
-            edit("zero_point)", "zero_point).float()"), "with whole numbers that are still floats; cast them to int8"
-        ),
+        Mistake(edit("zero_point)", "zero_point).float()"), "with whole numbers that are still floats; cast them to int8"),
         Mistake(edit("zero_point)", "zero_point).to(torch.uint8)"), "with uint8, which has no negative numbers"),
-        Mistake(
-            edit("row_scales, zero_point)", "row_scales.squeeze(1), zero_point)"),
-            "with a division by scales that lie along the columns; `[:, None]` stands them beside the rows",
-        ),
+        Mistake(edit("row_scales, zero_point)", "row_scales.squeeze(1), zero_point)"), "with a division by scales that lie along the columns; `[:, None]` stands them beside the rows"),
         # the scales
+        Mistake(edit(CHOSEN, f"({ABSMAX} / 127, 0)"), "with a scale of 0, or next to 0, for a row of zeros; it is 1 there"),
+        Mistake(edit(CHOSEN, f"(({ABSMAX} / 127).clamp(min=1e-8), 0)"), "with no scale below 1e-8; a row of zeros has the scale 1, and a row of small numbers its own"),
         Mistake(
-            edit(CHOSEN, f"({ABSMAX} / 127, 0)"), "with a scale of 0, or next to 0, for a row of zeros; it is 1 there"
+            edit(CHOSEN, f"(({ABSMAX} / 127).clamp(min=torch.finfo(torch.float32).eps), 0)"), "with no scale below torch's eps; a row of zeros has the scale 1, and a row of small numbers its own"
         ),
+        Mistake(edit("(weights, INT8)", "(weights.float() * 127 / 128, INT8)"), "with the largest magnitude over 128; the largest integer is 127"),
         Mistake(
-            edit(CHOSEN, f"(({ABSMAX} / 127).clamp(min=1e-8), 0)"),
-            "with no scale below 1e-8; a row of zeros has the scale 1, and a row of small numbers its own",
-        ),
-        Mistake(
-            edit(CHOSEN, f"(({ABSMAX} / 127).clamp(min=torch.finfo(torch.float32).eps), 0)"),
-            "with no scale below torch's eps; a row of zeros has the scale 1, and a row of small numbers its own",
-        ),
-        Mistake(
-            edit("(weights, INT8)", "(weights.float() * 127 / 128, INT8)"),
-            "with the largest magnitude over 128; the largest integer is 127",
-        ),
-        Mistake(
-            edit(
-                "(weights, INT8)",
-                "(weights.float() * 127 / 128, INT8)",
-                QUANTIZED,
-                WRAPPED.replace("weights.dtype", "torch.float32"),
-            ),
+            edit("(weights, INT8)", "(weights.float() * 127 / 128, INT8)", QUANTIZED, WRAPPED.replace("weights.dtype", "torch.float32")),
             "with the largest magnitude over 128: then it becomes 128 itself and wraps to -128",
         ),
-        Mistake(
-            edit("(weights, INT8)", "(weights.float() * 127 / 255, INT8)"),
-            "with the largest magnitude over 255; it reaches from 0 to one end only, over 127",
-        ),
-        Mistake(
-            edit("(weights, INT8)", "(weights.clamp(min=0), INT8)"),
-            "with the largest value of a row; it is the largest magnitude that counts, `.abs()` first",
-        ),
-        Mistake(
-            edit(CHOSEN, "(weights.float().abs().max(1) / 127, 0)"),
-            "with `.max(1)` as it is, which gives values and indices; take its `.values`",
-        ),
-        Mistake(
-            edit("INT8", "Scheme(axis=None)", KEPT, ""),
-            "with a single scale, of shape (), for the whole weight; each row has its own",
-        ),
-        Mistake(
-            edit("INT8", "Scheme(axis=None)", KEPT, ".expand(len(weights))"),
-            "with one scale for the whole weight; each row has its own",
-        ),
-        Mistake(
-            edit("INT8", "Scheme(axis=1)", KEPT, ".squeeze(0)"),
-            "with a scale for each column; each row has one, so reduce over dimension 1",
-        ),
-        Mistake(
-            edit(KEPT, ""), "with scales of shape (outputs, 1); `.squeeze(1)` makes the row that meets the outputs"
-        ),
-        Mistake(
-            edit("INT8", "Scheme(symmetric=False)"),
-            "with asymmetric integers; the layer has no zero point to take off again",
-        ),
+        Mistake(edit("(weights, INT8)", "(weights.float() * 127 / 255, INT8)"), "with the largest magnitude over 255; it reaches from 0 to one end only, over 127"),
+        Mistake(edit("(weights, INT8)", "(weights.clamp(min=0), INT8)"), "with the largest value of a row; it is the largest magnitude that counts, `.abs()` first"),
+        Mistake(edit(CHOSEN, "(weights.float().abs().max(1) / 127, 0)"), "with `.max(1)` as it is, which gives values and indices; take its `.values`"),
+        Mistake(edit("INT8", "Scheme(axis=None)", KEPT, ""), "with a single scale, of shape (), for the whole weight; each row has its own"),
+        Mistake(edit("INT8", "Scheme(axis=None)", KEPT, ".expand(len(weights))"), "with one scale for the whole weight; each row has its own"),
+        Mistake(edit("INT8", "Scheme(axis=1)", KEPT, ".squeeze(0)"), "with a scale for each column; each row has one, so reduce over dimension 1"),
+        Mistake(edit(KEPT, ""), "with scales of shape (outputs, 1); `.squeeze(1)` makes the row that meets the outputs"),
+        Mistake(edit("INT8", "Scheme(symmetric=False)"), "with asymmetric integers; the layer has no zero point to take off again"),
         # 16 bits
         Mistake(edit(KEPT, KEPT_IN_16_BITS), "with the scales kept in the weight's own dtype; they stay float32"),
+        Mistake(edit(QUANTIZED, WRAPPED, KEPT, KEPT_IN_16_BITS), "with scales and division in the weight's own 16 bits; make the weight float32 first"),
+        Mistake(edit(QUANTIZED, WRAPPED, KEPT, WIDENED), "with all of it calculated in the weight's own 16 bits; make the weight float32 first, not the result"),
+        Mistake(edit(QUANTIZED, WRAPPED), "with a division in the weight's own 16 bits, whose steps near 127 are half an integer or the scale of which is 0; make the weight float32 first"),
+        Mistake(edit(QUANTIZED, CLAMPED, KEPT, KEPT_IN_16_BITS), "with scales and division in the weight's own 16 bits, where a clamp saves the signs and no more"),
+        Mistake(edit(QUANTIZED, CLAMPED, KEPT, WIDENED), "with all of it calculated in the weight's own 16 bits, where a clamp saves the signs and no more"),
+        Mistake(edit(QUANTIZED, CLAMPED), "with a division in the weight's own 16 bits, where a clamp saves the signs and no more"),
+        Mistake(edit("(weights, row_scales", "(weights, row_scales.to(weights.dtype)", KEPT, KEPT_IN_16_BITS), "with the scales cast to the weight's own dtype before the division; they stay float32"),
         Mistake(
-            edit(QUANTIZED, WRAPPED, KEPT, KEPT_IN_16_BITS),
-            "with scales and division in the weight's own 16 bits; make the weight float32 first",
-        ),
-        Mistake(
-            edit(QUANTIZED, WRAPPED, KEPT, WIDENED),
-            "with all of it calculated in the weight's own 16 bits; make the weight float32 first, not the result",
-        ),
-        Mistake(
-            edit(QUANTIZED, WRAPPED),
-            "with a division in the weight's own 16 bits, whose steps near 127 are half an integer or the scale of "
-            "which is 0; make the weight float32 first",
-        ),
-        Mistake(
-            edit(QUANTIZED, CLAMPED, KEPT, KEPT_IN_16_BITS),
-            "with scales and division in the weight's own 16 bits, where a clamp saves the signs and no more",
-        ),
-        Mistake(
-            edit(QUANTIZED, CLAMPED, KEPT, WIDENED),
-            "with all of it calculated in the weight's own 16 bits, where a clamp saves the signs and no more",
-        ),
-        Mistake(
-            edit(QUANTIZED, CLAMPED),
-            "with a division in the weight's own 16 bits, where a clamp saves the signs and no more",
-        ),
-        Mistake(
-            edit("(weights, row_scales", "(weights, row_scales.to(weights.dtype)", KEPT, KEPT_IN_16_BITS),
-            "with the scales cast to the weight's own dtype before the division; they stay float32",
-        ),
-        Mistake(
-            edit("(weights, row_scales", "(weights, row_scales.to(weights.dtype)", KEPT, WIDENED),
-            "with scales that were rounded to the weight's own dtype on the way; they stay float32 throughout",
+            edit("(weights, row_scales", "(weights, row_scales.to(weights.dtype)", KEPT, WIDENED), "with scales that were rounded to the weight's own dtype on the way; they stay float32 throughout"
         ),
         # what `quantize` keeps
         Mistake(
-            edit(
-                "self.int8_weights = affine", "values = affine", "self.scales = row_scales.squeeze(1)", "return values"
-            ),
+            edit("self.int8_weights = affine", "values = affine", "self.scales = row_scales.squeeze(1)", "return values"),
             "with integers and scales returned; `quantize` keeps them in self.int8_weights and self.scales",
         ),
-        Mistake(
-            edit("self.scales = row", "scales = row"), "with the scales in a variable of `quantize`; keep self.scales"
-        ),
-        Mistake(
-            edit(QUANTIZED, "affine.quantize(weights.div_(row_scales), 1, 0)"),
-            "with an operation in place on the weight",
-        ),
+        Mistake(edit("self.scales = row", "scales = row"), "with the scales in a variable of `quantize`; keep self.scales"),
+        Mistake(edit(QUANTIZED, "affine.quantize(weights.div_(row_scales), 1, 0)"), "with an operation in place on the weight"),
         Mistake(edit(".detach()", ""), "without `.detach()`"),
+        Mistake(edit("weights = weights", "if self.int8_weights.any():\n            return\n        weights = weights"), "with a layer that can be quantized only once"),
+        Mistake(edit("self.scales = row", "self.weight = weights\n        self.scales = row"), "with the float weight kept beside the integers; they are all that should be left of it"),
+        Mistake(edit("self.scales = row", "self.weight = weights\n        self.scales = row", FORWARD, linear("self.weight")), "with the float weight kept, and `forward` computed from that"),
         Mistake(
-            edit("weights = weights", "if self.int8_weights.any():\n            return\n        weights = weights"),
-            "with a layer that can be quantized only once",
-        ),
-        Mistake(
-            edit("self.scales = row", "self.weight = weights\n        self.scales = row"),
-            "with the float weight kept beside the integers; they are all that should be left of it",
-        ),
-        Mistake(
-            edit(
-                "self.scales = row", "self.weight = weights\n        self.scales = row", FORWARD, linear("self.weight")
-            ),
-            "with the float weight kept, and `forward` computed from that",
-        ),
-        Mistake(
-            edit(
-                "self.scales = row",
-                "self.copy = self.int8_weights * row_scales\n        self.scales = row",
-                FORWARD,
-                linear("self.copy"),
-            ),
+            edit("self.scales = row", "self.copy = self.int8_weights * row_scales\n        self.scales = row", FORWARD, linear("self.copy")),
             "with a float copy kept beside the integers; `forward` works with the integers",
         ),
         # `forward`
         Mistake(edit(", self.bias", ""), "without the bias in `forward`"),
         Mistake(edit("input, self.scales", "input, torch.ones_like(self.scales)"), "without the scales in `forward`"),
-        Mistake(
-            edit(FORWARD, f"({linear('self.int8_weights')} * self.scales).to(input.dtype)"),
-            "with the bias scaled as well",
-        ),
+        Mistake(edit(FORWARD, f"({linear('self.int8_weights')} * self.scales).to(input.dtype)"), "with the bias scaled as well"),
         Mistake(
             edit(FORWARD, "torch.nn.functional.linear(input, self.int8_weights * self.scales[:, None], self.bias)"),
             "with a weight of float32 in `forward` whatever the input; leave it to w8_a16_forward",
         ),
-        Mistake(
-            edit("self.int8_weights, input", "input, self.int8_weights"),
-            "with the weight and the input swapped in the call of w8_a16_forward",
-        ),
-        Mistake(
-            edit("input, self.scales", "input.float(), self.scales"),
-            "with an output of float32 whatever the input; it has the input's dtype",
-        ),
-        Mistake(
-            edit("return w8", "self.scales = self.scales.to(input.dtype)\n        return w8"),
-            "with self.scales assigned to in `forward`; cast into a variable of its own",
-        ),
+        Mistake(edit("self.int8_weights, input", "input, self.int8_weights"), "with the weight and the input swapped in the call of w8_a16_forward"),
+        Mistake(edit("input, self.scales", "input.float(), self.scales"), "with an output of float32 whatever the input; it has the input's dtype"),
+        Mistake(edit("return w8", "self.scales = self.scales.to(input.dtype)\n        return w8"), "with self.scales assigned to in `forward`; cast into a variable of its own"),
         # the buffers
+        Mistake(edit(INT8_WEIGHTS, "self.int8_weights = torch.nn.Parameter("), "with the integers as an nn.Parameter; make them a buffer with `register_buffer`"),
         Mistake(
-            edit(INT8_WEIGHTS, "self.int8_weights = torch.nn.Parameter("),
-            "with the integers as an nn.Parameter; make them a buffer with `register_buffer`",
-        ),
-        Mistake(
-            edit(
-                INT8_WEIGHTS,
-                "self.int8_weights = torch.nn.Parameter(requires_grad=False, data=",
-                "self.int8_weights = affine",
-                "self.int8_weights.data = affine",
-            ),
+            edit(INT8_WEIGHTS, "self.int8_weights = torch.nn.Parameter(requires_grad=False, data=", "self.int8_weights = affine", "self.int8_weights.data = affine"),
             "with the integers as an nn.Parameter of requires_grad=False; `register_buffer` is made for them",
         ),
-        Mistake(
-            edit(SCALES, "self.scales = torch.nn.Parameter(", "self.scales = row", "self.scales.data = row"),
-            "with the scales as an nn.Parameter; they belong to the integers, as a buffer",
-        ),
-        Mistake(
-            edit(BIAS, "self.bias = torch.nn.Parameter(", " if bias else None)", ") if bias else None"),
-            "with the bias as an nn.Parameter; here it is a buffer as well",
-        ),
-        Mistake(
-            edit(INT8_WEIGHTS, "self.int8_weights = (", SCALES, "self.scales = (", BIAS, "self.bias = ("),
-            "with plain attributes; a tensor is saved and moved only if it is registered",
-        ),
+        Mistake(edit(SCALES, "self.scales = torch.nn.Parameter(", "self.scales = row", "self.scales.data = row"), "with the scales as an nn.Parameter; they belong to the integers, as a buffer"),
+        Mistake(edit(BIAS, "self.bias = torch.nn.Parameter(", " if bias else None)", ") if bias else None"), "with the bias as an nn.Parameter; here it is a buffer as well"),
+        Mistake(edit(INT8_WEIGHTS, "self.int8_weights = (", SCALES, "self.scales = (", BIAS, "self.bias = ("), "with plain attributes; a tensor is saved and moved only if it is registered"),
         Mistake(edit(SCALES, "self.scales = ("), "with scales that are a plain attribute, neither saved nor moved"),
         Mistake(edit(BIAS, "self.bias = ("), "with a bias that is a plain attribute, neither saved nor moved"),
         Mistake(
-            edit(
-                "dtype=torch.int8)",
-                "dtype=torch.int8), False",
-                "float32))",
-                "float32), False)",
-                "bias else None",
-                "bias else None, False",
-            ),
+            edit("dtype=torch.int8)", "dtype=torch.int8), False", "float32))", "float32), False)", "bias else None", "bias else None, False"),
             "with persistent=False, which keeps a buffer out of the state_dict",
         ),
-        Mistake(
-            edit("super().__init__()", "pass"),
-            "without `super().__init__()`, which makes a Module ready to hold buffers",
-        ),
+        Mistake(edit("super().__init__()", "pass"), "without `super().__init__()`, which makes a Module ready to hold buffers"),
         Mistake(
             edit("torch.nn.Module", "torch.nn.Linear", "__init__()", "__init__(in_features, out_features, bias)"),
             "with nn.Linear to build on, which has a float weight and a bias already; build on nn.Module",
         ),
-        Mistake(
-            edit("zeros(out_features, in_features", "zeros(in_features, out_features"),
-            "with int8_weights of shape (inputs, outputs); a row belongs to an output",
-        ),
+        Mistake(edit("zeros(out_features, in_features", "zeros(in_features, out_features"), "with int8_weights of shape (inputs, outputs); a row belongs to an output"),
         Mistake(edit(", dtype=torch.int8", ""), "with int8_weights made without dtype=torch.int8"),
-        Mistake(
-            edit("dtype=torch.float32))", "dtype=dtype))"),
-            "with scales of the layer's dtype; they are float32, whatever the bias is",
-        ),
+        Mistake(edit("dtype=torch.float32))", "dtype=dtype))"), "with scales of the layer's dtype; they are float32, whatever the bias is"),
         Mistake(edit("ones(out", "ones(in"), "with scales made for the inputs; there is one for each output"),
-        Mistake(
-            edit("ones(out_features", "ones((out_features, 1)"), "with new scales of shape (outputs, 1); they are a row"
-        ),
+        Mistake(edit("ones(out_features", "ones((out_features, 1)"), "with new scales of shape (outputs, 1); they are a row"),
         Mistake(edit("out_features, dtype=dtype", "out_features"), "with `dtype` ignored; the bias is of that dtype"),
-        Mistake(
-            edit("zeros(out_features, dtype", "zeros(1, out_features, dtype"),
-            "with a bias of shape (1, outputs), as in the video course; here it is (outputs,)",
-        ),
+        Mistake(edit("zeros(out_features, dtype", "zeros(1, out_features, dtype"), "with a bias of shape (1, outputs), as in the video course; here it is (outputs,)"),
         Mistake(edit(" if bias else None", ""), "with a bias even where bias=False"),
-        Mistake(
-            edit(BIAS, "if bias: " + BIAS, " if bias else None", ""),
-            "with no `bias` at all where bias=False, when `forward` looks for one; make it None",
-        ),
+        Mistake(edit(BIAS, "if bias: " + BIAS, " if bias else None", ""), "with no `bias` at all where bias=False, when `forward` looks for one; make it None"),
         Mistake(edit("torch.float32):", "torch.float16):"), "with another default for `dtype`; it is torch.float32"),
     ],
     parts=("int8_weights", "scales"),
-    equivalent={
-        "torch.ones(out_features, dtype=torch.float32) -> torch.ones(out_features)": "float32 is torch's own default",
-    },
+    equivalent={"torch.ones(out_features, dtype=torch.float32) -> torch.ones(out_features)": "float32 is torch's own default"},
     hints=[
-        "Three buffers that `__init__` makes, `quantize` fills and `forward` hands to w8_a16_forward. "
-        "The quantizer itself is that of lesson 7 with a scale for each row.",
-        "scale of a row = its largest magnitude / 127, in float32, 1 for a row of zeros; integers = round(row / scale), "
-        "as int8.",
+        "Three buffers that `__init__` makes, `quantize` fills and `forward` hands to w8_a16_forward. The quantizer itself is that of lesson 7 with a scale for each row.",
+        "scale of a row = its largest magnitude / 127, in float32, 1 for a row of zeros; integers = round(row / scale), as int8.",
         '`self.register_buffer("int8_weights", torch.zeros(…, dtype=torch.int8))` and so on, None for a bias that is '
         "not wanted; in `quantize`, `.detach()` the weight, then `choose_qparams(…, Scheme(bits=8))` and `quantize`, "
         "and `.squeeze(1)` on the scales before you keep them.",

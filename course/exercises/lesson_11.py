@@ -65,9 +65,7 @@ def outline(model):
         if isinstance(layer, New):
             where = next(layer.buffers()).device.type
             mode = "" if layer.training == model.training else f", in {'training' if layer.training else 'eval'} mode"
-            spoilt = (
-                "" if layer.scales.dtype == torch.float32 else f", its own scales cast to {short(layer.scales.dtype)}"
-            )
+            spoilt = "" if layer.scales.dtype == torch.float32 else f", its own scales cast to {short(layer.scales.dtype)}"
             holds = "".join(f", with a float {key}" for key, _ in layer.named_parameters(recurse=False))
             device = f", on {where}" if where != "cpu" else ""
             words[name] = Words(f"New({layer.made_with})" + mode + device + spoilt + holds)
@@ -138,20 +136,10 @@ REPLACE_LINEAR_WITH_TARGET = Exercise(
             'with `setattr(module, "a.b", …)` inside a loop over `named_modules`: it adds a child of that name to the module that the loop walks over',
         ),
         Mistake(
-            edit(
-                "module.named_children()",
-                "list(module.named_modules())",
-                "name not in",
-                'name.rpartition(".")[2] not in',
-                CALL,
-                "pass",
-            ),
+            edit("module.named_children()", "list(module.named_modules())", "name not in", 'name.rpartition(".")[2] not in', CALL, "pass"),
             'with `setattr(module, "a.b", …)`: it adds a child of that name to the top of the model, and the old layer stays where it was; set the child on its own parent',
         ),
-        Mistake(
-            edit("named_children", "named_modules"),
-            "with `named_modules`, which gives the module itself first: the function calls itself with what it was called with",
-        ),
+        Mistake(edit("named_children", "named_modules"), "with `named_modules`, which gives the module itself first: the function calls itself with what it was called with"),
         Mistake(
             edit("setattr(module, name, layer.train(child.training))", "child = layer.train(child.training)"),
             "with the new layer assigned to the loop's variable, which the model never sees; use `setattr` on the parent",
@@ -160,45 +148,19 @@ REPLACE_LINEAR_WITH_TARGET = Exercise(
             edit("setattr(module, name, layer.train(child.training))", "module.name = layer.train(child.training)"),
             "with `module.name = …`, which sets an attribute called name; `setattr(module, name, …)` takes the name that the variable holds",
         ),
-        Mistake(
-            edit(
-                "for name",
-                "import copy; module = copy.deepcopy(module)\n    for name",
-                CALL,
-                CALL + "\n    return module",
-            ),
-            "with a changed copy returned; the model itself has to change",
-        ),
-        Mistake(
-            edit("    else:\n            " + CALL, CALL.replace("child", "getattr(module, name)")),
-            "with the new layers walked into as well: their own parts are replaced too",
-        ),
-        Mistake(
-            edit("(child.training))", "(child.training))\n            return"),
-            "with a `return` after the first layer that was replaced",
-        ),
-        Mistake(
-            edit("else:", "elif next(child.children(), None) is not None:", CALL, "return " + CALL),
-            "with `return` before the call on a child: the children after it are never reached",
-        ),
-        Mistake(
-            edit(CALL, "return " + CALL),
-            "with `return` before the call, even for a child that has no children, such as a ReLU: the loop ends there",
-        ),
+        Mistake(edit("for name", "import copy; module = copy.deepcopy(module)\n    for name", CALL, CALL + "\n    return module"), "with a changed copy returned; the model itself has to change"),
+        Mistake(edit("    else:\n            " + CALL, CALL.replace("child", "getattr(module, name)")), "with the new layers walked into as well: their own parts are replaced too"),
+        Mistake(edit("(child.training))", "(child.training))\n            return"), "with a `return` after the first layer that was replaced"),
+        Mistake(edit("else:", "elif next(child.children(), None) is not None:", CALL, "return " + CALL), "with `return` before the call on a child: the children after it are never reached"),
+        Mistake(edit(CALL, "return " + CALL), "with `return` before the call, even for a child that has no children, such as a ReLU: the loop ends there"),
         Mistake(edit(" and " + IS_LEFT, ""), "without a look at `module_name_to_exclude`"),
         Mistake(edit("name not in", "name in"), "with the test turned round: only what is excluded was replaced"),
         Mistake(
             edit(CALL, "replace_linear_with_target(child, target_class, [])"),
             "with the list of exclusions heeded at the top alone: hand it on to the call for the children, and compare it with the name that the parent gives, not with a path",
         ),
-        Mistake(
-            edit(IS_LEFT, "not any(part in name for part in module_name_to_exclude)"),
-            'with every name excluded that contains one of the list: "gate_up" is not "up"',
-        ),
-        Mistake(
-            edit(IS_LEFT, 'name not in " ".join(module_name_to_exclude)'),
-            'with every name excluded that is part of one in the list: "up" is not "gate_up"',
-        ),
+        Mistake(edit(IS_LEFT, "not any(part in name for part in module_name_to_exclude)"), 'with every name excluded that contains one of the list: "gate_up" is not "up"'),
+        Mistake(edit(IS_LEFT, 'name not in " ".join(module_name_to_exclude)'), 'with every name excluded that is part of one in the list: "up" is not "gate_up"'),
         Mistake(
             edit("if isinstance", "if name in module_name_to_exclude:\n            break\n        if isinstance"),
             "with `break` at an excluded name: it ends the loop, and the children after it are left too; `continue` goes on with the next",
@@ -207,98 +169,42 @@ REPLACE_LINEAR_WITH_TARGET = Exercise(
             edit("if isinstance", "if name in module_name_to_exclude:\n            continue\n        if isinstance"),
             "with a block left out because it has the name of an excluded layer; only a Linear of that name is left",
         ),
-        Mistake(
-            edit(CALL, CALL + "\n    module.eval()"),
-            "with the mode of the whole model set; set that of the new layer alone",
-        ),
+        Mistake(edit(CALL, CALL + "\n    module.eval()"), "with the mode of the whole model set; set that of the new layer alone"),
         Mistake(edit(CALL, CALL + "\n    module.half()"), "with the whole model cast; only the linear layers change"),
+        Mistake(edit("setattr(", "layer.weight = child.weight\n            setattr("), "with the float weight put into the new layer; it is to be empty"),
+        Mistake(edit("setattr(", "layer.bias = child.bias\n            setattr("), "with the old bias put into the new layer; it is to be empty"),
         Mistake(
-            edit("setattr(", "layer.weight = child.weight\n            setattr("),
-            "with the float weight put into the new layer; it is to be empty",
-        ),
-        Mistake(
-            edit("setattr(", "layer.bias = child.bias\n            setattr("),
-            "with the old bias put into the new layer; it is to be empty",
-        ),
-        Mistake(
-            edit(
-                "layer.train(child.training))", "layer.train(child.training))\n            layer.quantize(child.weight)"
-            ),
+            edit("layer.train(child.training))", "layer.train(child.training))\n            layer.quantize(child.weight)"),
             "with the new layer quantized at once, which not every `target_class` can be; here it stays empty",
         ),
         Mistake(
             edit("layer.train(", "layer.to(child.weight.dtype).train("),
             "with the new layer cast to the weight's dtype, its own scales as well; `.to(child.weight.device)` moves a layer and casts nothing",
         ),
-        Mistake(
-            edit("isinstance(child, torch.nn.Linear)", 'hasattr(child, "weight")'),
-            "with everything taken that has a weight; norms and embeddings do",
-        ),
-        Mistake(
-            edit("isinstance(child, torch.nn.Linear)", "not list(child.children())"),
-            "with everything taken that has no children; activations have none",
-        ),
-        Mistake(
-            edit("layer.train(child.training)", "target_class"),
-            "with the class itself put in; call it, to make a layer",
-        ),
+        Mistake(edit("isinstance(child, torch.nn.Linear)", 'hasattr(child, "weight")'), "with everything taken that has a weight; norms and embeddings do"),
+        Mistake(edit("isinstance(child, torch.nn.Linear)", "not list(child.children())"), "with everything taken that has no children; activations have none"),
+        Mistake(edit("layer.train(child.training)", "target_class"), "with the class itself put in; call it, to make a layer"),
         Mistake(edit("child.bias is not None", "False"), "with no bias for any layer"),
-        Mistake(
-            edit("child.bias is not None", "True"),
-            "with a bias for every layer; `child.bias` is None where there is none",
-        ),
+        Mistake(edit("child.bias is not None", "True"), "with a bias for every layer; `child.bias` is None where there is none"),
         Mistake(edit("is not None", "is None"), "with a bias just where there was none"),
-        Mistake(
-            edit("child.bias is not None", "child.bias"),
-            "with the bias itself handed over; the new layer only wants to know whether there is one",
-        ),
+        Mistake(edit("child.bias is not None", "child.bias"), "with the bias itself handed over; the new layer only wants to know whether there is one"),
         Mistake(edit(", child.weight.dtype", ""), "without the weight's dtype: the new layer takes float32"),
+        Mistake(edit(", child.bias is not None, child.weight.dtype", ""), "with the sizes alone: the new layer needs the bias and the dtype too"),
+        Mistake(edit("child.in_features, child.out_features", "*child.weight.shape"), "with inputs and outputs swapped: the inputs come first, though `weight.shape` begins with the outputs"),
+        Mistake(edit("child.bias is not None, child.weight.dtype", "child.weight.dtype, child.bias is not None"), "with the dtype before the bias; the order is inputs, outputs, bias, dtype"),
+        Mistake(edit(".train(child.training)", ""), "with a new layer in training mode, as every layer is born; `.train(child.training)` sets it"),
+        Mistake(edit(".train(child.training)", ".eval()"), "with every new layer in evaluation mode, whatever the old was in"),
+        Mistake(edit("train(child.training)", "train(module.training)"), "with the mode of the module around it; a layer has a mode of its own, `child.training`"),
+        Mistake(edit("child.weight.device", 'torch.device("cpu")'), "with a new layer on the CPU; make it on, or move it to, `child.weight.device`"),
+        Mistake(edit("child.weight.device", 'torch.device("cpu")', ".train(child.training)", ""), "with a new layer as it is born, in training mode and on the CPU, whatever the old was"),
         Mistake(
-            edit(", child.bias is not None, child.weight.dtype", ""),
-            "with the sizes alone: the new layer needs the bias and the dtype too",
-        ),
-        Mistake(
-            edit("child.in_features, child.out_features", "*child.weight.shape"),
-            "with inputs and outputs swapped: the inputs come first, though `weight.shape` begins with the outputs",
-        ),
-        Mistake(
-            edit("child.bias is not None, child.weight.dtype", "child.weight.dtype, child.bias is not None"),
-            "with the dtype before the bias; the order is inputs, outputs, bias, dtype",
-        ),
-        Mistake(
-            edit(".train(child.training)", ""),
-            "with a new layer in training mode, as every layer is born; `.train(child.training)` sets it",
-        ),
-        Mistake(
-            edit(".train(child.training)", ".eval()"),
-            "with every new layer in evaluation mode, whatever the old was in",
-        ),
-        Mistake(
-            edit("train(child.training)", "train(module.training)"),
-            "with the mode of the module around it; a layer has a mode of its own, `child.training`",
-        ),
-        Mistake(
-            edit("child.weight.device", 'torch.device("cpu")'),
-            "with a new layer on the CPU; make it on, or move it to, `child.weight.device`",
-        ),
-        Mistake(
-            edit("child.weight.device", 'torch.device("cpu")', ".train(child.training)", ""),
-            "with a new layer as it is born, in training mode and on the CPU, whatever the old was",
-        ),
-        Mistake(
-            edit(
-                "module.named_children()",
-                "list(module.named_children())",
-                "setattr(",
-                "delattr(module, name)\n            setattr(",
-            ),
+            edit("module.named_children()", "list(module.named_children())", "setattr(", "delattr(module, name)\n            setattr("),
             "with the old layer deleted before the new one is set: it moves to the end, and the order of children is the order in which a Sequential runs them",
         ),
     ],
     parts=("the model",),
     hints=[
-        "Look at the children of the module. A Linear that is not excluded is replaced; any other child is a module "
-        "with children of its own, and the same has to be done to it.",
+        "Look at the children of the module. A Linear that is not excluded is replaced; any other child is a module with children of its own, and the same has to be done to it.",
         "For each (name, child) of `module.named_children()`: either `setattr(module, name, new)`, or the function "
         "calls itself with `child` for `module`. The order of arguments of `target_class`: inputs, outputs, bias, dtype.",
         "The bias argument is `child.bias is not None`. The mode: `new.train(child.training)`. The device: make the "
@@ -375,11 +281,7 @@ LAYERS_TO_QUANTIZE = Exercise(
         Case('ignore=("block.*",)', (lambda: language_model(tied=False), ("block.*",)), use=named),
         Case('ignore=("q", "ea")', (lambda: language_model(tied=False), ("q", "ea")), use=named),
         Case('ignore=("up",), and a layer gate_up', (names_alike, ("up",)), use=named),
-        Case(
-            "ignore=(a function that says yes to two outputs,)",
-            (lambda: language_model(tied=False), (has_two_outputs,)),
-            use=named,
-        ),
+        Case("ignore=(a function that says yes to two outputs,)", (lambda: language_model(tied=False), (has_two_outputs,)), use=named),
         Case("a head that is tied to the embedding", (lambda: language_model(tied=True), ()), use=named),
         Case("two linear layers with one weight", (two_tied_layers, ()), use=named),
         Case('two linear layers with one weight, ignore=("b",)', (two_tied_layers, ("b",)), use=named),
@@ -390,59 +292,24 @@ LAYERS_TO_QUANTIZE = Exercise(
         Case("a model that is a single Linear", (lambda: Linear(2, 3), ()), use=named),
     ],
     mistakes=[
-        Mistake(
-            edit("layer in modules", "layer in model.named_children()"),
-            "with the model's own children alone; `named_modules` goes all the way down",
-        ),
-        Mistake(
-            edit(NAME, '        name.rpartition(".")[2]\n'),
-            "with the last part of each name alone; the path is needed to find the layer again",
-        ),
+        Mistake(edit("layer in modules", "layer in model.named_children()"), "with the model's own children alone; `named_modules` goes all the way down"),
+        Mistake(edit(NAME, '        name.rpartition(".")[2]\n'), "with the last part of each name alone; the path is needed to find the layer again"),
         Mistake(edit(" and not " + IS_IGNORED, ""), "without a look at `ignore`"),
+        Mistake(edit(IS_IGNORED, "name in ignore"), "with whole names compared; a rule may also be a layer's last name or a glob: `is_ignored` knows"),
+        Mistake(edit(IS_IGNORED, 'name.rpartition(".")[2] in ignore'), "with last names compared; a rule may also be a path or a glob: `is_ignored` knows"),
+        Mistake(edit(IS_IGNORED, 'any(rule.strip("*.") in name for rule in ignore)'), 'with every name ignored that contains the rule: "ea" is not "head"'),
+        Mistake(edit("not is_ignored", "is_ignored"), "with the test turned round: these are the layers that are ignored"),
+        Mistake(edit(" and holders[id(layer.weight)] == 1", ""), "without a look at who else holds the weight: replacing a tied layer unties it, and the model grows"),
+        Mistake(edit("== 1", "> 1"), "with the count turned round: these are the layers whose weight another module holds too"),
+        Mistake(edit("in modules for", "in modules if is_linear(module) for"), "with linear layers compared among themselves; it is mostly an embedding that holds the weight too"),
         Mistake(
-            edit(IS_IGNORED, "name in ignore"),
-            "with whole names compared; a rule may also be a layer's last name or a glob: `is_ignored` knows",
+            edit("in modules for", "in modules if isinstance(module, torch.nn.Embedding) for", "== 1", "== 0"), "with embeddings looked at and nothing else; two linear layers may hold one weight too"
         ),
         Mistake(
-            edit(IS_IGNORED, 'name.rpartition(".")[2] in ignore'),
-            "with last names compared; a rule may also be a path or a glob: `is_ignored` knows",
-        ),
-        Mistake(
-            edit(IS_IGNORED, 'any(rule.strip("*.") in name for rule in ignore)'),
-            'with every name ignored that contains the rule: "ea" is not "head"',
-        ),
-        Mistake(
-            edit("not is_ignored", "is_ignored"), "with the test turned round: these are the layers that are ignored"
-        ),
-        Mistake(
-            edit(" and holders[id(layer.weight)] == 1", ""),
-            "without a look at who else holds the weight: replacing a tied layer unties it, and the model grows",
-        ),
-        Mistake(
-            edit("== 1", "> 1"),
-            "with the count turned round: these are the layers whose weight another module holds too",
-        ),
-        Mistake(
-            edit("in modules for", "in modules if is_linear(module) for"),
-            "with linear layers compared among themselves; it is mostly an embedding that holds the weight too",
-        ),
-        Mistake(
-            edit("in modules for", "in modules if isinstance(module, torch.nn.Embedding) for", "== 1", "== 0"),
-            "with embeddings looked at and nothing else; two linear layers may hold one weight too",
-        ),
-        Mistake(
-            edit(
-                "Counter(id(weight) for _, module in modules",
-                "dict((id(weight), module) for _, module in reversed(modules)",
-                "holders[id(layer.weight)] == 1",
-                "holders[id(layer.weight)] is layer",
-            ),
+            edit("Counter(id(weight) for _, module in modules", "dict((id(weight), module) for _, module in reversed(modules)", "holders[id(layer.weight)] == 1", "holders[id(layer.weight)] is layer"),
             "with the first holder of a shared weight kept; replacing any one of them unties it from the rest",
         ),
-        Mistake(
-            edit("id(weight)", "str(weight.tolist())", "id(layer.weight)", "str(layer.weight.tolist())"),
-            "with weights taken for one because their values are equal; ask with `is`, or by `id`",
-        ),
+        Mistake(edit("id(weight)", "str(weight.tolist())", "id(layer.weight)", "str(layer.weight.tolist())"), "with weights taken for one because their values are equal; ask with `is`, or by `id`"),
         Mistake(
             edit("id(weight)", "weight.data_ptr()", "id(layer.weight)", "layer.weight.data_ptr()"),
             "with weights told apart by `data_ptr`; on the meta device all of them have address 0: ask with `is`, or by `id`",
@@ -451,62 +318,33 @@ LAYERS_TO_QUANTIZE = Exercise(
             edit("Counter(id(weight)", "list(weight", "holders[id(layer.weight)]", "holders.count(layer.weight)"),
             "with `in` or `count`, which compare tensors by `==`, number by number; ask with `is`, or by `id`",
         ),
+        Mistake(edit("recurse=False", ""), "with `parameters()` of every module: it reaches into the children, so each parent counts as a holder; `recurse=False` asks the module alone"),
         Mistake(
-            edit("recurse=False", ""),
-            "with `parameters()` of every module: it reaches into the children, so each parent counts as a holder; `recurse=False` asks the module alone",
+            edit(HOLDERS, "for _, weight in model.named_parameters(remove_duplicate=False)"), "with names counted: a layer that stands in two places has two, and is still one holder; count modules"
+        ),
+        Mistake(edit("layer in modules", "layer in model.named_modules(remove_duplicate=False)"), "with a layer that stands in two places named twice; it is one layer"),
+        Mistake(
+            edit(IS_IGNORED, 'any(fnmatch.fnmatch(name, glob) for rule in ignore for glob in (rule, f"*.{rule}"))'), "with names and globs alone; a rule may also be a function: `is_ignored` knows"
         ),
         Mistake(
-            edit(HOLDERS, "for _, weight in model.named_parameters(remove_duplicate=False)"),
-            "with names counted: a layer that stands in two places has two, and is still one holder; count modules",
-        ),
-        Mistake(
-            edit("layer in modules", "layer in model.named_modules(remove_duplicate=False)"),
-            "with a layer that stands in two places named twice; it is one layer",
-        ),
-        Mistake(
-            edit(IS_IGNORED, 'any(fnmatch.fnmatch(name, glob) for rule in ignore for glob in (rule, f"*.{rule}"))'),
-            "with names and globs alone; a rule may also be a function: `is_ignored` knows",
-        ),
-        Mistake(
-            edit(
-                IS_IGNORED,
-                'any(rule(name, layer) if callable(rule) else fnmatch.fnmatch(name, f"*{rule}") for rule in ignore)',
-            ),
+            edit(IS_IGNORED, 'any(rule(name, layer) if callable(rule) else fnmatch.fnmatch(name, f"*{rule}") for rule in ignore)'),
             'with every name ignored that ends in the rule: "up" is not "gate_up"',
         ),
         Mistake(
-            edit("for _, module in modules", "for name, module in modules if not is_ignored(name, module, ignore)"),
-            "with ignored layers not asked for their weights; they hold them all the same",
+            edit("for _, module in modules", "for name, module in modules if not is_ignored(name, module, ignore)"), "with ignored layers not asked for their weights; they hold them all the same"
         ),
-        Mistake(
-            edit("is_linear(layer)", "isinstance(layer, torch.nn.Linear)"),
-            "with nn.Linear alone; `is_linear` knows transformers' Conv1D too",
-        ),
-        Mistake(
-            edit("is_linear(layer)", "any(p.ndim > 1 for p in layer.parameters(recurse=False))"),
-            "with every module that holds a matrix; an embedding looks rows up",
-        ),
-        Mistake(
-            edit("is_linear(layer)", 'hasattr(layer, "weight")'),
-            "with every module that has a weight; norms and embeddings have one",
-        ),
-        Mistake(
-            edit("if name and", "if"),
-            "with the model itself, whose name is empty; it has no parent to be replaced in",
-        ),
-        Mistake(
-            edit("return [", "return sorted(", "    ]", "    )"),
-            "with the names sorted; keep the order of `named_modules`",
-        ),
+        Mistake(edit("is_linear(layer)", "isinstance(layer, torch.nn.Linear)"), "with nn.Linear alone; `is_linear` knows transformers' Conv1D too"),
+        Mistake(edit("is_linear(layer)", "any(p.ndim > 1 for p in layer.parameters(recurse=False))"), "with every module that holds a matrix; an embedding looks rows up"),
+        Mistake(edit("is_linear(layer)", 'hasattr(layer, "weight")'), "with every module that has a weight; norms and embeddings have one"),
+        Mistake(edit("if name and", "if"), "with the model itself, whose name is empty; it has no parent to be replaced in"),
+        Mistake(edit("return [", "return sorted(", "    ]", "    )"), "with the names sorted; keep the order of `named_modules`"),
         Mistake(edit(NAME, "        layer\n"), "with the layers in place of their names"),
         Mistake(edit(NAME, "        (name, layer)\n"), "with (name, layer) pairs; give the names alone"),
         Mistake(edit(NAME, '        f"{name}.weight"\n'), "with the names of the weights; give those of the layers"),
     ],
     hints=[
-        "Go over `model.named_modules()`. Three things rule a module out: it is not linear, it is ignored, or some other "
-        "module holds its weight as well.",
-        "Count for each parameter how many modules hold it themselves: `module.parameters(recurse=False)` for every "
-        "module, and the parameter's `id` as the key. A weight that is not shared counts 1.",
+        "Go over `model.named_modules()`. Three things rule a module out: it is not linear, it is ignored, or some other module holds its weight as well.",
+        "Count for each parameter how many modules hold it themselves: `module.parameters(recurse=False)` for every module, and the parameter's `id` as the key. A weight that is not shared counts 1.",
         "`holders = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))`; then keep the names "
         "with `is_linear(layer)`, not `is_ignored(name, layer, ignore)`, and a count of 1 for `id(layer.weight)`; and "
         "leave out the empty name, the model itself.",

@@ -92,11 +92,7 @@ TRY_IT = f"{PUT_IN}\n            values[name] = measure(model)"
 
 def on_a_copy(ignore):
     """The edit that tries a copy of the model, all of it quantized but for what `ignore` says."""
-    return edit(
-        TRY_IT,
-        f"trial = __import__('copy').deepcopy(model); quantize_model(trial, scheme, {ignore}, False)\n"
-        "            values[name] = measure(trial)",
-    )
+    return edit(TRY_IT, f"trial = __import__('copy').deepcopy(model); quantize_model(trial, scheme, {ignore}, False)\n            values[name] = measure(trial)")
 
 
 SENSITIVITY = Exercise(
@@ -116,97 +112,37 @@ SENSITIVITY = Exercise(
             "with every layer left quantized: the next number counts those before it too. Put the layer back, or work on a `copy.deepcopy` (`copy.copy` does not help: it shares the layers)",
         ),
         Mistake(
-            edit(
-                "    values = {}", "    model = __import__('copy').deepcopy(model)\n    values = {}", PUT_BACK, "pass"
-            ),
+            edit("    values = {}", "    model = __import__('copy').deepcopy(model)\n    values = {}", PUT_BACK, "pass"),
             "with the layers before still quantized while one is tried: put each back before the next, or take a fresh copy for each name",
         ),
         Mistake(
-            edit(
-                PUT_IN,
-                "weight = layer.weight.data; weight.copy_(quantized.qtensor.dequantize())",
-                PUT_BACK,
-                "layer.weight.data.copy_(weight)",
-            ),
+            edit(PUT_IN, "weight = layer.weight.data; weight.copy_(quantized.qtensor.dequantize())", PUT_BACK, "layer.weight.data.copy_(weight)"),
             "with the rounded weight put back: a weight that is kept aside without `.clone()` is the same memory as the one that is overwritten",
         ),
-        Mistake(
-            edit(PUT_BACK, "name != names[-1] and " + PUT_BACK),
-            "with the last layer left quantized: it has to be put back as well",
-        ),
-        Mistake(
-            edit(PUT_IN, "pass"),
-            "with the float model measured: before the layer is in its place, or another model than the one that was changed",
-        ),
-        Mistake(
-            edit("measure(model)", "measure(quantized)"),
-            "with the quantized layer measured by itself; `measure` wants the model that it stands in",
-        ),
+        Mistake(edit(PUT_BACK, "name != names[-1] and " + PUT_BACK), "with the last layer left quantized: it has to be put back as well"),
+        Mistake(edit(PUT_IN, "pass"), "with the float model measured: before the layer is in its place, or another model than the one that was changed"),
+        Mistake(edit("measure(model)", "measure(quantized)"), "with the quantized layer measured by itself; `measure` wants the model that it stands in"),
         Mistake(
             edit(PUT_IN, "setattr(model, name, quantized)", PUT_BACK, "setattr(model, name, layer)"),
             'with `setattr(model, "a.b", …)`: it adds a child of that name to the top, and the old layer stays at work; `set_submodule` finds the parent',
         ),
         Mistake(on_a_copy("()"), "with all layers quantized every time; the others should stay as they are"),
-        Mistake(
-            on_a_copy("lambda other, _: other == name"),
-            "with the named layer left and all the others quantized: the test is turned",
-        ),
-        Mistake(
-            on_a_copy("[name]"),
-            "with `ignore=[name]`, which leaves every layer of that name and quantizes all the others: the test is turned",
-        ),
-        Mistake(
-            on_a_copy("[other for other in names if other != name]"),
-            "with the other names ignored; a layer that is not among `names` is quantized too",
-        ),
-        Mistake(
-            on_a_copy('lambda other, _: other.rpartition(".")[2] != name.rpartition(".")[2]'),
-            "with every layer quantized whose last name is the same; compare whole names",
-        ),
-        Mistake(
-            on_a_copy("lambda other, _: not other.endswith(name)"),
-            'with every layer quantized whose name ends so: a rule "up" in `ignore` means all layers that are called up',
-        ),
+        Mistake(on_a_copy("lambda other, _: other == name"), "with the named layer left and all the others quantized: the test is turned"),
+        Mistake(on_a_copy("[name]"), "with `ignore=[name]`, which leaves every layer of that name and quantizes all the others: the test is turned"),
+        Mistake(on_a_copy("[other for other in names if other != name]"), "with the other names ignored; a layer that is not among `names` is quantized too"),
+        Mistake(on_a_copy('lambda other, _: other.rpartition(".")[2] != name.rpartition(".")[2]'), "with every layer quantized whose last name is the same; compare whole names"),
+        Mistake(on_a_copy("lambda other, _: not other.endswith(name)"), 'with every layer quantized whose name ends so: a rule "up" in `ignore` means all layers that are called up'),
         Mistake(edit("(layer, scheme,", "(layer, type(scheme)(),"), "with 8 bits, whatever `scheme` says"),
-        Mistake(
-            edit("return values", "return {name: value - measure(model) for name, value in values.items()}"),
-            "with the float model's number taken off; give what `measure` says",
-        ),
-        Mistake(
-            edit("return values", "return {name: measure(model) - value for name, value in values.items()}"),
-            "with the number taken off the float model's; give what `measure` says",
-        ),
-        Mistake(
-            edit("return values", "return {name: value / measure(model) for name, value in values.items()}"),
-            "with the number divided by the float model's; give what `measure` says",
-        ),
-        Mistake(
-            edit("return values", "return dict(sorted(values.items(), key=lambda item: item[1], reverse=True))"),
-            "with the names sorted by their numbers; keep the order of `names`",
-        ),
-        Mistake(
-            edit("in names", "in layers_to_quantize(model, ())"),
-            "with every layer of the model tried, and not just those in `names`",
-        ),
-        Mistake(
-            edit("    return values", "        return values"), "with a `return` inside the loop, after the first name"
-        ),
-        Mistake(
-            edit("in names:", "in names:\n        values = {}"),
-            "with a new dictionary for each name: only the last number is left",
-        ),
-        Mistake(
-            edit("return values", "return list(values.values())"),
-            "with the numbers in a list; give a dictionary {name: number}",
-        ),
-        Mistake(
-            edit("return values", "return list(values.items())"),
-            "with (name, number) pairs in a list; give a dictionary {name: number}",
-        ),
-        Mistake(
-            edit("values[name]", 'values[name.rpartition(".")[2]]'),
-            "with the last part of each name as the key: layers of one kind overwrite each other",
-        ),
+        Mistake(edit("return values", "return {name: value - measure(model) for name, value in values.items()}"), "with the float model's number taken off; give what `measure` says"),
+        Mistake(edit("return values", "return {name: measure(model) - value for name, value in values.items()}"), "with the number taken off the float model's; give what `measure` says"),
+        Mistake(edit("return values", "return {name: value / measure(model) for name, value in values.items()}"), "with the number divided by the float model's; give what `measure` says"),
+        Mistake(edit("return values", "return dict(sorted(values.items(), key=lambda item: item[1], reverse=True))"), "with the names sorted by their numbers; keep the order of `names`"),
+        Mistake(edit("in names", "in layers_to_quantize(model, ())"), "with every layer of the model tried, and not just those in `names`"),
+        Mistake(edit("    return values", "        return values"), "with a `return` inside the loop, after the first name"),
+        Mistake(edit("in names:", "in names:\n        values = {}"), "with a new dictionary for each name: only the last number is left"),
+        Mistake(edit("return values", "return list(values.values())"), "with the numbers in a list; give a dictionary {name: number}"),
+        Mistake(edit("return values", "return list(values.items())"), "with (name, number) pairs in a list; give a dictionary {name: number}"),
+        Mistake(edit("values[name]", 'values[name.rpartition(".")[2]]'), "with the last part of each name as the key: layers of one kind overwrite each other"),
     ],
     parts=("the dictionary", "the model afterwards"),
     hints=[
@@ -256,85 +192,34 @@ LAYERS_TO_LEAVE = Exercise(
     ],
     mistakes=[
         Mistake(edit(", reverse=True", ""), "with the order turned round: the least damage per byte came first"),
-        Mistake(
-            edit("damage[name] / price[name]", "damage[name]"),
-            "with the layers sorted by damage alone; a small layer costs less to leave",
-        ),
-        Mistake(
-            edit("damage[name] / price[name]", "-price[name]"),
-            "with the cheapest layers first, whatever damage they do",
-        ),
+        Mistake(edit("damage[name] / price[name]", "damage[name]"), "with the layers sorted by damage alone; a small layer costs less to leave"),
+        Mistake(edit("damage[name] / price[name]", "-price[name]"), "with the cheapest layers first, whatever damage they do"),
         Mistake(edit("/ price", "* price"), "with damage times price; damage *per* byte is a quotient"),
-        Mistake(
-            edit("damage[name] / price[name]", "price[name] / damage[name]"),
-            "with price divided by damage: bytes per damage, and a damage of 0 divides by 0",
-        ),
+        Mistake(edit("damage[name] / price[name]", "price[name] / damage[name]"), "with price divided by damage: bytes per damage, and a damage of 0 divides by 0"),
         Mistake(edit("/ price", "// price"), "with `//`, which rounds every quotient down to a whole number, mostly 0"),
-        Mistake(
-            edit("sorted(damage, key=lambda name: damage[name] / price[name], reverse=True)", "damage"),
-            "with the layers taken in the order in which they came",
-        ),
-        Mistake(
-            edit(", reverse=True)", ")[::-1]"),
-            "with the sorted list turned round by `[::-1]`, which turns ties round as well; `reverse=True` keeps the first of two alike first",
-        ),
-        Mistake(
-            edit("budget -= price[name]", "budget -= price[name]\n        else:\n            break"),
-            "with `break` at the first layer that does not fit; a smaller one behind it may still",
-        ),
-        Mistake(
-            edit("price[name] <= budget", "budget > 0"),
-            "with a look at what is left, and not at whether the layer fits into it",
-        ),
+        Mistake(edit("sorted(damage, key=lambda name: damage[name] / price[name], reverse=True)", "damage"), "with the layers taken in the order in which they came"),
+        Mistake(edit(", reverse=True)", ")[::-1]"), "with the sorted list turned round by `[::-1]`, which turns ties round as well; `reverse=True` keeps the first of two alike first"),
+        Mistake(edit("budget -= price[name]", "budget -= price[name]\n        else:\n            break"), "with `break` at the first layer that does not fit; a smaller one behind it may still"),
+        Mistake(edit("price[name] <= budget", "budget > 0"), "with a look at what is left, and not at whether the layer fits into it"),
         Mistake(edit("<= budget", "< budget"), "with `<` for `<=`: a layer that fits exactly fits"),
-        Mistake(
-            edit("budget -= price[name]", "pass"),
-            "with each layer held against the whole budget; take off what has been spent",
-        ),
-        Mistake(
-            edit("-= price[name]", "-= damage[name]"),
-            "with the damage taken off the budget; what is spent is the price",
-        ),
+        Mistake(edit("budget -= price[name]", "pass"), "with each layer held against the whole budget; take off what has been spent"),
+        Mistake(edit("-= price[name]", "-= damage[name]"), "with the damage taken off the budget; what is spent is the price"),
         Mistake(edit(" and price[name] <= budget", ""), "without a look at `budget`"),
         Mistake(edit("damage[name] > 0 and ", ""), "with layers taken that do no damage: they gain nothing at 8 bits"),
         Mistake(edit("> 0", ">= 0"), "with `>=` for `>`: a layer with a damage of 0 gains nothing at 8 bits"),
-        Mistake(
-            takes_the_best_of_all_subsets,
-            "with every subset tried: here it finds a better one, but 42 layers have four trillion. Greedy was asked for",
-        ),
-        Mistake(
-            edit("return taken", "return [name for name in damage if name in taken]"),
-            "with the names in the order they came in; give the order of taking",
-        ),
-        Mistake(
-            edit("return taken", "return sorted(taken)"),
-            "with the names in alphabetical order; give the order of taking",
-        ),
-        Mistake(
-            edit("return taken", "return [name for name in damage if name not in taken]"),
-            "with the layers that are *not* left at 8 bits",
-        ),
-        Mistake(
-            edit("return taken", "return sum(price[name] for name in taken)"),
-            "with the bytes that are spent; give the names",
-        ),
-        Mistake(
-            edit("return taken", "return {name: price[name] for name in taken}"),
-            "with a dictionary; give a list of names",
-        ),
+        Mistake(takes_the_best_of_all_subsets, "with every subset tried: here it finds a better one, but 42 layers have four trillion. Greedy was asked for"),
+        Mistake(edit("return taken", "return [name for name in damage if name in taken]"), "with the names in the order they came in; give the order of taking"),
+        Mistake(edit("return taken", "return sorted(taken)"), "with the names in alphabetical order; give the order of taking"),
+        Mistake(edit("return taken", "return [name for name in damage if name not in taken]"), "with the layers that are *not* left at 8 bits"),
+        Mistake(edit("return taken", "return sum(price[name] for name in taken)"), "with the bytes that are spent; give the names"),
+        Mistake(edit("return taken", "return {name: price[name] for name in taken}"), "with a dictionary; give a list of names"),
         Mistake(edit("    return", "        return"), "with a `return` inside the loop, after the first layer"),
-        Mistake(
-            edit("taken.append(name)", "taken.append(name); del damage[name]"),
-            "with names taken out of `damage` itself; whoever called the function still needs it",
-        ),
+        Mistake(edit("taken.append(name)", "taken.append(name); del damage[name]"), "with names taken out of `damage` itself; whoever called the function still needs it"),
     ],
     hints=[
-        "It is like packing a bag with what is worth most for its weight. Which number tells what a layer is worth for "
-        "its bytes?",
-        "Sort the names by `damage[name] / price[name]`, the largest first (`sorted(…, reverse=True)` keeps ties in "
-        "order). Then go through them once, and remember what is left of the budget.",
-        "In the loop: if `damage[name] > 0` and `price[name] <= budget`, append the name and take `price[name]` off the "
-        "budget. Otherwise just go on with the next.",
+        "It is like packing a bag with what is worth most for its weight. Which number tells what a layer is worth for its bytes?",
+        "Sort the names by `damage[name] / price[name]`, the largest first (`sorted(…, reverse=True)` keeps ties in order). Then go through them once, and remember what is left of the budget.",
+        "In the loop: if `damage[name] > 0` and `price[name] <= budget`, append the name and take `price[name]` off the budget. Otherwise just go on with the next.",
     ],
 )
 

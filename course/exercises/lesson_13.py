@@ -55,10 +55,7 @@ def reads_too_much(answer):
 def from_raw_bytes(count="end - start", dtype="tensor.dtype"):
     """The edit that makes the tensor of `count` raw bytes, as the lesson's text does."""
     return edit(
-        "start, _",
-        "start, end",
-        "file.readinto(tensor.reshape(-1).view(torch.uint8).numpy())",
-        f"tensor = torch.frombuffer(bytearray(file.read({count})), dtype={dtype}).reshape(tensor.shape)",
+        "start, _", "start, end", "file.readinto(tensor.reshape(-1).view(torch.uint8).numpy())", f"tensor = torch.frombuffer(bytearray(file.read({count})), dtype={dtype}).reshape(tensor.shape)"
     )
 
 
@@ -81,53 +78,26 @@ READ_TENSOR = Exercise(
     ],
     properties=[Property(reads_too_much)],
     mistakes=[
-        Mistake(
-            edit("8 + length + start", "start"),
-            "with the offsets counted from the file's beginning; they begin where the header ends",
-        ),
+        Mistake(edit("8 + length + start", "start"), "with the offsets counted from the file's beginning; they begin where the header ends"),
         Mistake(edit("8 + length", "length"), "without the eight bytes of the length, which come before the header"),
-        Mistake(
-            edit("file.seek(8 + length + start)", "pass"),
-            "when the file is read on right after the header, wherever the tensor begins",
-        ),
+        Mistake(edit("file.seek(8 + length + start)", "pass"), "when the file is read on right after the header, wherever the tensor begins"),
         Mistake(edit('"little"', '"big"'), "with the eight bytes read highest first; the lowest comes first"),
         Mistake(edit("read(8)", "read(4)"), "with four bytes taken for the header's length; there are eight"),
-        Mistake(
-            edit("read(length)", "read()"), "with all that follows taken for the header; it is `length` bytes long"
-        ),
-        Mistake(
-            from_raw_bytes(count="end"), "with the end taken for the count of bytes; it is the place where they end"
-        ),
+        Mistake(edit("read(length)", "read()"), "with all that follows taken for the header; it is `length` bytes long"),
+        Mistake(from_raw_bytes(count="end"), "with the end taken for the count of bytes; it is the place where they end"),
         Mistake(from_raw_bytes(count=""), "with everything up to the file's end; the tensor's bytes end before that"),
         Mistake(from_raw_bytes(dtype="torch.float32"), "with every tensor read as float32; the header says its dtype"),
         Mistake(from_raw_bytes(dtype="torch.uint8"), "with the bytes themselves; the header says what dtype they are"),
-        Mistake(
-            edit('DTYPES[entry["dtype"]]', 'entry["dtype"]'),
-            "with the dtype's name in place of the dtype; `DTYPES` has it under that name",
-        ),
-        Mistake(
-            edit("return tensor", "return tensor.flatten()"), "with the numbers in one row; the header says the shape"
-        ),
-        Mistake(
-            asks_the_library,
-            "with the library, which will not touch a file that is not whole; here the tensor is to be read by hand",
-        ),
-        Mistake(
-            edit("as file:", "as file:\n        everything = file.read(); file.seek(0)"),
-            "with the whole file in memory; seek to the tensor's bytes and read only those",
-        ),
+        Mistake(edit('DTYPES[entry["dtype"]]', 'entry["dtype"]'), "with the dtype's name in place of the dtype; `DTYPES` has it under that name"),
+        Mistake(edit("return tensor", "return tensor.flatten()"), "with the numbers in one row; the header says the shape"),
+        Mistake(asks_the_library, "with the library, which will not touch a file that is not whole; here the tensor is to be read by hand"),
+        Mistake(edit("as file:", "as file:\n        everything = file.read(); file.seek(0)"), "with the whole file in memory; seek to the tensor's bytes and read only those"),
     ],
-    equivalent={
-        "torch.uint8 -> torch.int8": "the bytes are only moved, and have no sign",
-        "tensor.reshape(-1) -> tensor": "only a tensor of shape () needs it, and the lesson reads none",
-    },
+    equivalent={"torch.uint8 -> torch.int8": "the bytes are only moved, and have no sign", "tensor.reshape(-1) -> tensor": "only a tensor of shape () needs it, and the lesson reads none"},
     hints=[
-        "The first eight bytes say how long the header is, and the header says where the tensor lies: read those, and "
-        "you know how far to jump.",
-        "The tensor's bytes begin at 8 + the header's length + the first of its data_offsets, and there are as many "
-        "as the two offsets are apart.",
-        '`int.from_bytes(…, "little")`, then `json.loads(…)[key]`, then `file.seek(…)`, then '
-        "`torch.frombuffer(bytearray(…), dtype=DTYPES[…])`, and `reshape`.",
+        "The first eight bytes say how long the header is, and the header says where the tensor lies: read those, and you know how far to jump.",
+        "The tensor's bytes begin at 8 + the header's length + the first of its data_offsets, and there are as many as the two offsets are apart.",
+        '`int.from_bytes(…, "little")`, then `json.loads(…)[key]`, then `file.seek(…)`, then `torch.frombuffer(bytearray(…), dtype=DTYPES[…])`, and `reshape`.',
     ],
 )
 
@@ -181,41 +151,19 @@ STILL_ON_META = Exercise(
             edit("[*model.named_parameters(), *model.named_buffers()]", "model.state_dict().items()"),
             "with the state dict, which leaves out buffers that are not persistent: just those that no file fills",
         ),
-        Mistake(
-            edit("tensor.is_meta", 'tensor.device == "meta"'),
-            "with a comparison that never holds; a tensor itself says `is_meta`",
-        ),
-        Mistake(
-            edit("parameters()", "parameters(recurse=False)", "buffers()", "buffers(recurse=False)"),
-            "with the tensors of the model itself; those of its layers count",
-        ),
-        Mistake(
-            edit("return [", "return bool([", "is_meta]", "is_meta])"),
-            "with whether there are any; their names are asked for",
-        ),
-        Mistake(
-            edit("return [", "return len([", "is_meta]", "is_meta])"),
-            "with how many there are; their names are asked for",
-        ),
-        Mistake(
-            edit("[name for", '[*{name.rpartition(".")[0]: name for', "is_meta]", "is_meta}]"),
-            "with the names of the layers; those of their tensors are asked for",
-        ),
-        Mistake(
-            edit("[name for", '[name.rpartition(".")[2] for'),
-            "with the last part of each name alone; the path says which layer's it is",
-        ),
+        Mistake(edit("tensor.is_meta", 'tensor.device == "meta"'), "with a comparison that never holds; a tensor itself says `is_meta`"),
+        Mistake(edit("parameters()", "parameters(recurse=False)", "buffers()", "buffers(recurse=False)"), "with the tensors of the model itself; those of its layers count"),
+        Mistake(edit("return [", "return bool([", "is_meta]", "is_meta])"), "with whether there are any; their names are asked for"),
+        Mistake(edit("return [", "return len([", "is_meta]", "is_meta])"), "with how many there are; their names are asked for"),
+        Mistake(edit("[name for", '[*{name.rpartition(".")[0]: name for', "is_meta]", "is_meta}]"), "with the names of the layers; those of their tensors are asked for"),
+        Mistake(edit("[name for", '[name.rpartition(".")[2] for'), "with the last part of each name alone; the path says which layer's it is"),
         Mistake(edit("[name for", "[(name, tensor) for"), "with (name, tensor) pairs; the names alone are asked for"),
         Mistake(edit("[name for", "[tensor for"), "with the tensors; their names are asked for"),
-        Mistake(
-            edit("if tensor", "if not tensor"),
-            "with the tensors that do have values; those that have none are asked for",
-        ),
+        Mistake(edit("if tensor", "if not tensor"), "with the tensors that do have values; those that have none are asked for"),
     ],
     hints=[
         "A tensor of a module is either a parameter or a buffer, and a module can list both by name.",
-        "`named_parameters()` and `named_buffers()` give pairs of a name and a tensor, and `tensor.is_meta` is True or "
-        "False.",
+        "`named_parameters()` and `named_buffers()` give pairs of a name and a tensor, and `tensor.is_meta` is True or False.",
         "`[name for name, tensor in [*…, *…] if …]`",
     ],
 )
@@ -291,16 +239,8 @@ PUT_TENSOR = Exercise(
         Case("packed integers, a buffer", (quantized, ["up.packed"], PACKED), use=state_after),
         Case("scales, a buffer of float32", (quantized, ["up.scale"], SCALES), use=state_after),
         Case("a weight with two names", (tied, ["embedding.weight", "head.weight"], VALUES), use=state_after),
-        Case(
-            "a layer that is not on meta, but full of ones",
-            (lambda: layer("cpu"), ["up.weight"], VALUES),
-            use=state_after,
-        ),
-        Case(
-            "a weight that takes no gradients",
-            (lambda: layer(requires_grad=False), ["up.weight"], VALUES),
-            use=state_after,
-        ),
+        Case("a layer that is not on meta, but full of ones", (lambda: layer("cpu"), ["up.weight"], VALUES), use=state_after),
+        Case("a weight that takes no gradients", (lambda: layer(requires_grad=False), ["up.weight"], VALUES), use=state_after),
     ],
     parts=(
         "what is left on the meta device",
@@ -312,57 +252,25 @@ PUT_TENSOR = Exercise(
         "whether it is the tensor that was given, and no copy",
     ),
     mistakes=[
-        Mistake(
-            edit(SET, "old.data.copy_(tensor)"),
-            "with a copy into the old tensor: on the meta device there is nothing to copy into",
-        ),
-        Mistake(
-            edit(SET, "old.data = tensor"),
-            "with `.data = …`: a tensor on the meta device does not take the memory of one that is not; set the module's attribute",
-        ),
-        Mistake(
-            edit(" and not isinstance(tensor, torch.nn.Parameter)", ""),
-            "with a new Parameter for each name, as load_state_dict(assign=True) makes them; the names are to share one",
-        ),
-        Mistake(
-            edit("in names", "in names[:1]"), "with the first name alone; a tied tensor is to be put at all its names"
-        ),
-        Mistake(
-            edit(NEW, "tensor", SET, "setattr(model, name, tensor)"),
-            'with setattr on the model itself, which makes an attribute "up.weight"; the layer owns it',
-        ),
-        Mistake(
-            edit(SET, "setattr(model, name, tensor)"),
-            "with setattr on the model itself, which takes no Parameter under a name with a dot; the layer owns it",
-        ),
-        Mistake(
-            edit(SET, "module.part = tensor"),
-            "with `module.part = …`, which sets an attribute called part; `setattr(module, part, …)` takes the name that the variable holds",
-        ),
-        Mistake(
-            edit("submodule(owner)", "submodule(name)"),
-            "with the whole name taken for a module's; its last part is an attribute",
-        ),
-        Mistake(
-            edit("rpartition", "partition"),
-            "with the name cut at its first dot; the attribute comes after the last one",
-        ),
+        Mistake(edit(SET, "old.data.copy_(tensor)"), "with a copy into the old tensor: on the meta device there is nothing to copy into"),
+        Mistake(edit(SET, "old.data = tensor"), "with `.data = …`: a tensor on the meta device does not take the memory of one that is not; set the module's attribute"),
+        Mistake(edit(" and not isinstance(tensor, torch.nn.Parameter)", ""), "with a new Parameter for each name, as load_state_dict(assign=True) makes them; the names are to share one"),
+        Mistake(edit("in names", "in names[:1]"), "with the first name alone; a tied tensor is to be put at all its names"),
+        Mistake(edit(NEW, "tensor", SET, "setattr(model, name, tensor)"), 'with setattr on the model itself, which makes an attribute "up.weight"; the layer owns it'),
+        Mistake(edit(SET, "setattr(model, name, tensor)"), "with setattr on the model itself, which takes no Parameter under a name with a dot; the layer owns it"),
+        Mistake(edit(SET, "module.part = tensor"), "with `module.part = …`, which sets an attribute called part; `setattr(module, part, …)` takes the name that the variable holds"),
+        Mistake(edit("submodule(owner)", "submodule(name)"), "with the whole name taken for a module's; its last part is an attribute"),
+        Mistake(edit("rpartition", "partition"), "with the name cut at its first dot; the attribute comes after the last one"),
         Mistake(edit(NEW, "tensor"), "with a plain tensor where a Parameter was"),
         Mistake(edit("isinstance(old, torch.nn.Parameter) and ", ""), "with a Parameter where a buffer was"),
-        Mistake(
-            edit("(tensor, requires", "(tensor.clone(), requires"),
-            "with a copy of the tensor; put the tensor itself there",
-        ),
+        Mistake(edit("(tensor, requires", "(tensor.clone(), requires"), "with a copy of the tensor; put the tensor itself there"),
         Mistake(edit(", requires_grad=old.requires_grad", ""), "with gradients, which the old Parameter did not take"),
         Mistake(edit("old.requires_grad", "False"), "without gradients, which the old Parameter took"),
     ],
     hints=[
-        'The tensor "block.up.weight" is the attribute "weight" of the module "block.up": find that module and set its '
-        "attribute.",
-        "If the old attribute is a Parameter, the new one must be one too, with the same `requires_grad`; and only one "
-        "is made, however many names there are.",
-        '`owner, _, part = name.rpartition(".")`, then `module = model.get_submodule(owner)`, then '
-        "`setattr(module, part, …)`.",
+        'The tensor "block.up.weight" is the attribute "weight" of the module "block.up": find that module and set its attribute.',
+        "If the old attribute is a Parameter, the new one must be one too, with the same `requires_grad`; and only one is made, however many names there are.",
+        '`owner, _, part = name.rpartition(".")`, then `module = model.get_submodule(owner)`, then `setattr(module, part, …)`.',
     ],
 )
 

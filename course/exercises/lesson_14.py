@@ -41,24 +41,15 @@ GET_FIELD = Exercise(
         Mistake(edit(f" & {MASK}", ""), "with no mask after the shift: the bits above the field come along"),
         Mistake(edit(" >> offset", ""), "with no shift: these are the lowest bits of the word, whatever the offset"),
         Mistake(edit(FIELD, f"word & ({MASK} << offset)"), "when the field is masked but not shifted down to bit 0"),
-        Mistake(
-            edit(FIELD, f"(word & {MASK}) >> offset"), "with the mask before the shift; the field is not there then"
-        ),
+        Mistake(edit(FIELD, f"(word & {MASK}) >> offset"), "with the mask before the shift; the field is not there then"),
         Mistake(edit(">>", "<<"), "with << in place of >>; the field has to come down to bit 0"),
         Mistake(edit(MASK, "2**bits"), "with the mask 2**bits, which is a single 1; the ones below it are 2**bits - 1"),
         Mistake(edit("2**bits", "1 << bits"), "with 1 << bits - 1: the - comes before the <<; write (1 << bits) - 1"),
         Mistake(edit("2**bits", "(2 ^ bits)"), "with 2^bits, which is xor in Python; a power is 2**bits"),
         Mistake(edit(MASK, "3"), "with the mask 3, whatever `bits` says"),
         Mistake(edit("& (", "% ("), "with a remainder by 2**bits - 1; it is & (2**bits - 1), or % 2**bits"),
-        Mistake(
-            edit(FIELD, f"(word & ({MASK} << offset)) >> offset"),
-            "with the mask before the shift alone: in a negative int32 the shift then brings ones in from the left",
-        ),
-        Mistake(
-            edit(FIELD, "word % 2 ** (offset + bits) // 2**offset"),
-            "with a remainder by 2**(offset + bits): at the top of a byte that is 256, which a uint8 cannot hold; "
-            "divide first",
-        ),
+        Mistake(edit(FIELD, f"(word & ({MASK} << offset)) >> offset"), "with the mask before the shift alone: in a negative int32 the shift then brings ones in from the left"),
+        Mistake(edit(FIELD, "word % 2 ** (offset + bits) // 2**offset"), "with a remainder by 2**(offset + bits): at the top of a byte that is 256, which a uint8 cannot hold; divide first"),
         Mistake(edit("return (word >> offset)", "word >>= offset; return word"), "with >>= or &= in place on a tensor"),
         Mistake(edit(MASK, "bits"), "with the number of bits as the mask; 3 bits have the mask 0b111"),
         Mistake(edit(">> offset", ">> offset * bits"), "with offset * bits; the offset counts bits, not fields"),
@@ -68,22 +59,13 @@ GET_FIELD = Exercise(
         Mistake(edit("& (", "| ("), "with | and the mask, which sets bits to 1; & keeps them as they are"),
         Mistake(edit(">> offset", "// offset"), "with a division by the offset; >> offset divides by 2**offset"),
         Mistake(edit(FIELD, "word / 2**offset % 2**bits"), "with /, which keeps the bits below as a fraction; use //"),
-        Mistake(
-            edit(FIELD, "((word << (8 - offset - bits)) & 255) >> (8 - bits)"),
-            "with the upper bits pushed off the end of a byte; a word may be longer than 8 bits, so mask",
-        ),
+        Mistake(edit(FIELD, "((word << (8 - offset - bits)) & 255) >> (8 - bits)"), "with the upper bits pushed off the end of a byte; a word may be longer than 8 bits, so mask"),
         Mistake(edit(">> offset", "// 2 * offset"), "with // 2 * offset; >> offset divides by 2**offset"),
         Mistake(edit(f"& {MASK}", "% bits"), "with a remainder by `bits`; it is % 2**bits"),
         Mistake(edit("2**bits", "2**offset"), "with a mask of `offset` ones; the field has `bits`"),
         Mistake(edit("(word >", "(int(word) >"), "with int(), which takes a single number; word may be a tensor"),
-        Mistake(
-            edit(FIELD, 'int(f"{word:032b}"[32 - offset - bits : 32 - offset], 2)'),
-            "with the digits as text, which a tensor does not have; use >> and &",
-        ),
-        Mistake(
-            edit(FIELD, "int(bin(word)[2:].zfill(32)[32 - offset - bits : 32 - offset], 2)"),
-            "with bin(), which takes a single number; word may be a tensor, so use >> and &",
-        ),
+        Mistake(edit(FIELD, 'int(f"{word:032b}"[32 - offset - bits : 32 - offset], 2)'), "with the digits as text, which a tensor does not have; use >> and &"),
+        Mistake(edit(FIELD, "int(bin(word)[2:].zfill(32)[32 - offset - bits : 32 - offset], 2)"), "with bin(), which takes a single number; word may be a tensor, so use >> and &"),
     ],
     hints=[
         "Two steps: bring the field down to the bottom, then take away what stands above it.",
@@ -115,9 +97,7 @@ PUT_FIELD = Exercise(
         Case("the byte 255, the value 0, offset 2 and 4 bits", (255, 0, 2, 4)),
         Case("the byte 177, the value 6, which has a bit too many, offset 0 and 2 bits", (177, 6, 0, 2)),
         Case("a tensor of four bytes, the value 1, offset 5 and 3 bits", (BYTES, 1, 5, 3)),
-        Case(
-            "four bytes and values, offset 6 and 2 bits", (BYTES, torch.tensor([0, 5, 2, 7], dtype=torch.uint8), 6, 2)
-        ),
+        Case("four bytes and values, offset 6 and 2 bits", (BYTES, torch.tensor([0, 5, 2, 7], dtype=torch.uint8), 6, 2)),
         Case("a tensor of 32-bit words, the value 6, offset 20 and 4 bits", (WORDS, 6, 20, 4)),
     ],
     mistakes=[
@@ -125,10 +105,7 @@ PUT_FIELD = Exercise(
         Mistake(edit("(word & ~mask) |", "word +"), "with + and the field not cleared: what was in it is added to"),
         Mistake(edit("(word & ~mask) |", "word ^"), "with ^: a 1 of the value turns a 1 there to 0; clear it first"),
         Mistake(edit(" & mask)", ")"), "when the value is not masked: its upper bits spill into the next field"),
-        Mistake(
-            edit("(value << offset) & mask", "min(value, 2**bits - 1) << offset"),
-            "with a clamp; a value that is too wide keeps its lowest bits",
-        ),
+        Mistake(edit("(value << offset) & mask", "min(value, 2**bits - 1) << offset"), "with a clamp; a value that is too wide keeps its lowest bits"),
         Mistake(edit("word & ~mask", "word & 0"), "when the rest of the word is lost; only the field may change"),
         Mistake(edit("~mask", "mask"), "with the mask the wrong way round: & ~mask clears the field, & mask the rest"),
         Mistake(edit("~mask", f"~{MASK}"), "when the mask that clears is not shifted to the field"),
@@ -145,27 +122,19 @@ PUT_FIELD = Exercise(
         Mistake(edit("~mask", "(255 - mask)"), "with 255 - mask, which fits a byte alone; ~mask fits any word"),
         Mistake(edit("~mask", "(255 ^ mask)"), "with 255 ^ mask, which fits a byte alone; ~mask fits any word"),
         Mistake(edit("~mask", "-mask"), "with -mask in place of ~mask: they differ by one"),
-        Mistake(
-            edit("~mask", f"(~{MASK} << offset)"), "with ~ before the shift: zeros that come in below clear too much"
-        ),
-        Mistake(
-            edit("(word & ~mask) |", "word & ~mask +"), "with a + that Python does before the &: it needs brackets"
-        ),
+        Mistake(edit("~mask", f"(~{MASK} << offset)"), "with ~ before the shift: zeros that come in below clear too much"),
+        Mistake(edit("(word & ~mask) |", "word & ~mask +"), "with a + that Python does before the &: it needs brackets"),
         Mistake(edit("return (word & ~mask)", "word &= ~mask; return word"), "with &= or |= in place on a tensor"),
         Mistake(edit("return", f"value &= {MASK}; return"), "with &= on the value, which changes the caller's tensor"),
         Mistake(edit("word & ~mask", "word ^ mask"), "with ^ mask, which turns zeros to ones as well; & ~mask clears"),
-        Mistake(
-            edit("(word & ~mask) |", "word - mask +"),
-            "with word - mask, which clears the field if it is all ones alone",
-        ),
+        Mistake(edit("(word & ~mask) |", "word - mask +"), "with word - mask, which clears the field if it is all ones alone"),
         Mistake(edit("value <<", "value % bits <<"), "with value % bits; its lowest bits are value % 2**bits"),
         Mistake(edit(") | (", ") & ("), "with & to put the value in; nothing is left of either, so use |"),
     ],
     hints=[
         "Make a hole where the field is, then drop the value into it.",
         "Shift the mask of `bits` ones up to the field. & with its opposite makes the hole; | puts the value in.",
-        "`~mask` has zeros in the field and ones everywhere else. Shift the value up as well, and & it with the mask, "
-        "so that nothing of it lies beside the hole.",
+        "`~mask` has zeros in the field and ones everywhere else. Shift the value up as well, and & it with the mask, so that nothing of it lies beside the hole.",
     ],
     explain=how_written,
 )

@@ -29,11 +29,7 @@ def where_it_is(args, index):
 
 
 # What the mistakes change most: where the bytes come in, what holds eight values, and where a row is cut.
-BYTES, GROUPS, PAD = (
-    "torch.as_tensor(packed, dtype=torch.uint8)",
-    ".unflatten(-1, (-1, bits))",
-    "-packed.shape[-1] % bits",
-)
+BYTES, GROUPS, PAD = ("torch.as_tensor(packed, dtype=torch.uint8)", ".unflatten(-1, (-1, bits))", "-packed.shape[-1] % bits")
 WORD, VALUE, CUT = "octets[..., i].long()", "(word >> (i * bits)) & (2**bits - 1)", ".flatten(-2)[..., :count]"
 BYTE_BY_BYTE = (GROUPS, ".unsqueeze(-1)", "range(bits)", "range(1)", PAD, "0", "range(8)]", "range(8 // bits)]")
 
@@ -57,137 +53,55 @@ UNPACK = Exercise(
     ],
     properties=[Property(runs_as_long_for_many_values_as_for_few)],
     mistakes=[
-        Mistake(
-            edit("(i * bits)", "((i ^ 8 // bits - 1) * bits)"),
-            "with the first value in the highest bits; ours begins with the lowest",
-        ),
-        Mistake(
-            edit(" & (2**bits - 1)", ""),
-            "with no mask: the values above it come along; keep the `bits` lowest bits after the shift",
-        ),
-        Mistake(
-            edit(VALUE, "(word & (2**bits - 1)) >> (i * bits)"),
-            "with the mask before the shift: only value 0 is left, and is shifted out",
-        ),
+        Mistake(edit("(i * bits)", "((i ^ 8 // bits - 1) * bits)"), "with the first value in the highest bits; ours begins with the lowest"),
+        Mistake(edit(" & (2**bits - 1)", ""), "with no mask: the values above it come along; keep the `bits` lowest bits after the shift"),
+        Mistake(edit(VALUE, "(word & (2**bits - 1)) >> (i * bits)"), "with the mask before the shift: only value 0 is left, and is shifted out"),
         Mistake(edit("2**bits - 1", "2**bits"), "with the mask 2**bits, a single 1; the mask is 2**bits - 1"),
-        Mistake(
-            edit("2**bits - 1", "2 ** (bits - 1)"), "with the mask 2**(bits - 1), a single 1; the mask is 2**bits - 1"
-        ),
+        Mistake(edit("2**bits - 1", "2 ** (bits - 1)"), "with the mask 2**(bits - 1), a single 1; the mask is 2**bits - 1"),
         Mistake(edit("2**bits - 1", "bits"), "with `bits` itself as the mask; the mask is 2**bits - 1"),
         Mistake(edit("2**bits - 1", "3"), "with the mask 3, which is that of 2 bits; the mask is 2**bits - 1"),
-        Mistake(
-            edit(VALUE, "word & ((2**bits - 1) << (i * bits))"),
-            "when each value stays where it stands in its byte; shift it to the bottom",
-        ),
+        Mistake(edit(VALUE, "word & ((2**bits - 1) << (i * bits))"), "when each value stays where it stands in its byte; shift it to the bottom"),
         Mistake(edit("(i * bits)", "i"), "with a shift by the value's index; each value takes `bits` places, not one"),
         Mistake(edit(VALUE, "word << (i * bits)"), "with a shift to the left; that is for packing"),
-        Mistake(
-            edit(f"torch.stack(eight, dim=-1){CUT}", "packed & (2**bits - 1)"),
-            "with one value for each byte; a byte holds several",
-        ),
+        Mistake(edit(f"torch.stack(eight, dim=-1){CUT}", "packed & (2**bits - 1)"), "with one value for each byte; a byte holds several"),
         Mistake(edit("    octets =", "    bits = 2\n    octets ="), "with 2 bits, whatever `bits` says"),
-        Mistake(
-            edit("= held if count is None else count", "= held"),
-            "when the values that fill up the last byte stay; cut each row at `count`",
-        ),
-        Mistake(
-            edit("held if count", "packed.shape[-1] if count"), "with the number of bytes for the number of values"
-        ),
-        Mistake(
-            edit("packed.shape[-1] * 8 // bits", "-(-packed.shape[-1] * 8 // bits)"),
-            "with the number of values rounded up; a value that lacks some of its bits is none",
-        ),
-        Mistake(
-            edit("packed.shape[-1] * 8 // bits", "packed.shape[-1] * (8 // bits)"),
-            "with 8 // bits values counted for each byte; the row has shape[-1] * 8 bits, so divide last",
-        ),
-        Mistake(
-            edit(":count]", "-count:]"), "when what is too many is dropped at the front; the filling is at the end"
-        ),
-        Mistake(
-            edit("[..., :count]", "[:count]"),
-            "when the first dimension is cut at `count`; the values of a row are in the last one",
-        ),
-        Mistake(
-            edit("    count = held if count is None else count\n    if", "    if count is not None and"),
-            "when without a count the zeros stay that make whole eights of the values",
-        ),
-        Mistake(
-            edit("[..., :count]", ""),
-            "with no cut at all: what fills up the last byte stays, and so does what makes whole eights",
-        ),
-        Mistake(
-            edit(f"torch.nn.functional.pad(packed, (0, {PAD}))", "packed"),
-            "with an error where the bytes make no whole eights of values; fill up with zeros",
-        ),
+        Mistake(edit("= held if count is None else count", "= held"), "when the values that fill up the last byte stay; cut each row at `count`"),
+        Mistake(edit("held if count", "packed.shape[-1] if count"), "with the number of bytes for the number of values"),
+        Mistake(edit("packed.shape[-1] * 8 // bits", "-(-packed.shape[-1] * 8 // bits)"), "with the number of values rounded up; a value that lacks some of its bits is none"),
+        Mistake(edit("packed.shape[-1] * 8 // bits", "packed.shape[-1] * (8 // bits)"), "with 8 // bits values counted for each byte; the row has shape[-1] * 8 bits, so divide last"),
+        Mistake(edit(":count]", "-count:]"), "when what is too many is dropped at the front; the filling is at the end"),
+        Mistake(edit("[..., :count]", "[:count]"), "when the first dimension is cut at `count`; the values of a row are in the last one"),
+        Mistake(edit("    count = held if count is None else count\n    if", "    if count is not None and"), "when without a count the zeros stay that make whole eights of the values"),
+        Mistake(edit("[..., :count]", ""), "with no cut at all: what fills up the last byte stays, and so does what makes whole eights"),
+        Mistake(edit(f"torch.nn.functional.pad(packed, (0, {PAD}))", "packed"), "with an error where the bytes make no whole eights of values; fill up with zeros"),
         Mistake(edit(f"(0, {PAD})", f"({PAD}, 0)"), "with the zero bytes put before the row; they go after it"),
-        Mistake(
-            edit("    count = held if count is None else count\n", ""),
-            "when `count` is None, as it is by default, and is used as a number",
-        ),
-        Mistake(
-            edit(*BYTE_BY_BYTE, "dim=-1", "dim=-2"),
-            "with the first values of all bytes before the second ones; a byte's values stay together",
-        ),
-        Mistake(
-            edit("dim=-1", "dim=-2"),
-            "with the first values of all groups before the second ones; a group's values stay together",
-        ),
+        Mistake(edit("    count = held if count is None else count\n", ""), "when `count` is None, as it is by default, and is used as a number"),
+        Mistake(edit(*BYTE_BY_BYTE, "dim=-1", "dim=-2"), "with the first values of all bytes before the second ones; a byte's values stay together"),
+        Mistake(edit("dim=-1", "dim=-2"), "with the first values of all groups before the second ones; a group's values stay together"),
         Mistake(edit(":count]", ":count].flatten()"), "when the rows become one; only the last dimension changes"),
-        Mistake(
-            edit(".flatten(-2)", ".flatten()"),
-            "with `flatten()` for `flatten(-2)`: the rows become one, and their values are cut together",
-        ),
+        Mistake(edit(".flatten(-2)", ".flatten()"), "with `flatten()` for `flatten(-2)`: the rows become one, and their values are cut together"),
         Mistake(edit(BYTES, "packed.flatten()"), "with all rows read as one; each row begins with a byte of its own"),
-        Mistake(
-            edit(BYTES, "packed.movedim(0, -1)", ":count]", ":count].movedim(-1, 0)"),
-            "with the bytes of a column read together; unpack along the last dimension",
-        ),
+        Mistake(edit(BYTES, "packed.movedim(0, -1)", ":count]", ":count].movedim(-1, 0)"), "with the bytes of a column read together; unpack along the last dimension"),
         Mistake(edit(BYTES, "packed.flip(-1)"), "with the bytes in reversed order; the first values are in byte 0"),
         Mistake(edit(":count]", ":count].flip(-1)"), "with the values in reversed order"),
-        Mistake(
-            edit("(8 * i)", "(8 * (bits - 1 - i))"),
-            "with the bytes of a group joined highest first; byte 0 is the lowest",
-        ),
-        Mistake(
-            edit("(8 * i)", "(bits * i)"), "with the bytes of a group joined `bits` places apart; each takes 8 of them"
-        ),
+        Mistake(edit("(8 * i)", "(8 * (bits - 1 - i))"), "with the bytes of a group joined highest first; byte 0 is the lowest"),
+        Mistake(edit("(8 * i)", "(bits * i)"), "with the bytes of a group joined `bits` places apart; each takes 8 of them"),
         Mistake(edit("word |=", "word ="), "when of the bytes of a group only the last stays; join them with |"),
-        Mistake(
-            edit("range(8)]", "range(8 // bits)]"), "with 8 // bits values read from a group of bytes; it holds eight"
-        ),
-        Mistake(
-            edit(*BYTE_BY_BYTE),
-            "with 8 // bits values in each byte; at 3 bits a value goes on in the next",
-        ),
-        Mistake(
-            edit("word >> (i * bits)", "octets[..., i * bits // 8].long() >> (i * bits % 8)"),
-            "when of a value that goes on in the next byte those bits are lost",
-        ),
+        Mistake(edit("range(8)]", "range(8 // bits)]"), "with 8 // bits values read from a group of bytes; it holds eight"),
+        Mistake(edit(*BYTE_BY_BYTE), "with 8 // bits values in each byte; at 3 bits a value goes on in the next"),
+        Mistake(edit("word >> (i * bits)", "octets[..., i * bits // 8].long() >> (i * bits % 8)"), "when of a value that goes on in the next byte those bits are lost"),
         Mistake(edit(".long()", ""), "with bytes joined in uint8, where only the first has room; make them int64"),
-        Mistake(
-            edit("torch.int64", "torch.int32", ".long()", ".int()"),
-            "with bytes joined in int32: from 5 bits on eight values do not fit; take int64",
-        ),
+        Mistake(edit("torch.int64", "torch.int32", ".long()", ".int()"), "with bytes joined in int32: from 5 bits on eight values do not fit; take int64"),
         Mistake(
             edit(
                 f"    return torch.stack(eight, dim=-1){CUT}",
-                f"    row = torch.stack(eight, dim=-1){CUT}\n"
-                "    return torch.tensor([int(value) for value in row.flatten()], dtype=row.dtype).view(row.shape)",
+                f"    row = torch.stack(eight, dim=-1){CUT}\n    return torch.tensor([int(value) for value in row.flatten()], dtype=row.dtype).view(row.shape)",
             ),
             "with a Python loop over the values, one after the other",
         ),
-        Mistake(
-            edit("- 1)).to(torch.uint8)", "- 1) ^ 2 ** (bits - 1)).sub(2 ** (bits - 1)).to(torch.int8)"),
-            "with the top bit read as a sign; the codes count from 0, and are uint8",
-        ),
-        Mistake(
-            edit("- 1)).to(torch.uint8)", "- 1)).sub(2 ** (bits - 1)).to(torch.int8)"),
-            "with the offset taken off; that comes later, the codes are from 0 on, in uint8",
-        ),
-        Mistake(
-            edit("- 1)).to(torch.uint8)", "- 1))"), "with a result that takes 8 bytes for each value; return uint8"
-        ),
+        Mistake(edit("- 1)).to(torch.uint8)", "- 1) ^ 2 ** (bits - 1)).sub(2 ** (bits - 1)).to(torch.int8)"), "with the top bit read as a sign; the codes count from 0, and are uint8"),
+        Mistake(edit("- 1)).to(torch.uint8)", "- 1)).sub(2 ** (bits - 1)).to(torch.int8)"), "with the offset taken off; that comes later, the codes are from 0 on, in uint8"),
+        Mistake(edit("- 1)).to(torch.uint8)", "- 1))"), "with a result that takes 8 bytes for each value; return uint8"),
     ],
     equivalent=dict.fromkeys(
         [
@@ -264,126 +178,54 @@ PACKED_LINEAR = Exercise(
         Case("the first weight and a bias", (X_8, *TWO_BIT, BIAS_2)),
         Case("a single input, a vector, and a bias", (X_8[0], *TWO_BIT, BIAS_2)),
         Case("10 inputs in groups of 4", (X_10, packed_of(RAGGED, 2), SCALE_RAGGED, ZERO_RAGGED, 2, 4)),
-        Case(
-            "4 inputs, 4 outputs, 3 bits, groups of 2 and a batch of 2 x 2",
-            (X_4, packed_of(SQUARE, 3), SCALE_SQUARE, ZERO_SQUARE, 3, 2),
-        ),
-        Case(
-            "3 inputs, 8 bits and one group a row",
-            (X_4[0, :, :3], packed_of(LARGE, 8), SCALE_2[:, :1], torch.tensor([[-3], [100]], dtype=torch.int8), 8, 3),
-        ),
+        Case("4 inputs, 4 outputs, 3 bits, groups of 2 and a batch of 2 x 2", (X_4, packed_of(SQUARE, 3), SCALE_SQUARE, ZERO_SQUARE, 3, 2)),
+        Case("3 inputs, 8 bits and one group a row", (X_4[0, :, :3], packed_of(LARGE, 8), SCALE_2[:, :1], torch.tensor([[-3], [100]], dtype=torch.int8), 8, 3)),
         Case("an input and a bias of bfloat16", (X_8.bfloat16(), *TWO_BIT, BIAS_2.bfloat16())),
         Case("bfloat16 and scales of three decimals", (ONE_HOT, TWO_BIT[0], SCALE_2 * 0.603, ZERO_2, 2, 4)),
     ],
     mistakes=[
+        Mistake(edit(" + qmin", ""), "when the codes are taken for the integers; the code 0 stands for the smallest one, -2 at 2 bits"),
+        Mistake(edit("+ qmin", "- qmin"), "with the offset added to the codes; quant_range(bits)[0] is negative, and is what to add"),
+        Mistake(edit("qmin, _", "_, qmax", "+ qmin", "- qmax"), "with the codes counted from -qmax; the smallest integer is one lower"),
         Mistake(
-            edit(" + qmin", ""),
-            "when the codes are taken for the integers; the code 0 stands for the smallest one, -2 at 2 bits",
-        ),
-        Mistake(
-            edit("+ qmin", "- qmin"),
-            "with the offset added to the codes; quant_range(bits)[0] is negative, and is what to add",
-        ),
-        Mistake(
-            edit("qmin, _", "_, qmax", "+ qmin", "- qmax"),
-            "with the codes counted from -qmax; the smallest integer is one lower",
-        ),
-        Mistake(
-            edit(
-                "unpack(packed, bits, x.shape[-1]).to(torch.int16)",
-                "(unpack(packed, bits, x.shape[-1]).to(torch.int16) ^ -qmin)",
-            ),
+            edit("unpack(packed, bits, x.shape[-1]).to(torch.int16)", "(unpack(packed, bits, x.shape[-1]).to(torch.int16) ^ -qmin)"),
             "when the top bit of a code is read as a sign; the codes count from the smallest integer",
         ),
-        Mistake(
-            edit(".to(torch.int16)", ""),
-            "when the offset is taken off in uint8: 0 - 2 is 254 there; make the codes signed first",
-        ),
-        Mistake(
-            edit(REAL, "(scale * (values.to(torch.int8) - zero_point))"),
-            "with the zero point taken off in int8, where 127 - (-3) does not fit and wraps around",
-        ),
-        Mistake(
-            edit(REAL, "(scale * values - zero_point)"),
-            "with the zero point taken off after the scale; it counts in steps, so it goes first",
-        ),
+        Mistake(edit(".to(torch.int16)", ""), "when the offset is taken off in uint8: 0 - 2 is 254 there; make the codes signed first"),
+        Mistake(edit(REAL, "(scale * (values.to(torch.int8) - zero_point))"), "with the zero point taken off in int8, where 127 - (-3) does not fit and wraps around"),
+        Mistake(edit(REAL, "(scale * values - zero_point)"), "with the zero point taken off after the scale; it counts in steps, so it goes first"),
         Mistake(edit("zero_point).to", "-zero_point).to"), "with the zero point added; it is taken off"),
         Mistake(edit("zero_point).to", "0).to"), "without the zero point"),
         Mistake(edit("(values, scale", "(values, 1.0"), "without the scales"),
-        Mistake(
-            edit("(values, scale", "(values, 1 / scale"),
-            "with a division by the scales; they turn steps into numbers, so multiply",
-        ),
+        Mistake(edit("(values, scale", "(values, 1 / scale"), "with a division by the scales; they turn steps into numbers, so multiply"),
         Mistake(edit(SPREAD, "part[:, :1]"), "with the first group's scale and zero point for the whole row"),
-        Mistake(
-            edit(SPREAD, "part.repeat(1, group_size)[:, : x.shape[-1]]"),
-            "with the groups' scales dealt out in turn (repeat); a scale stays for a whole group (repeat_interleave)",
-        ),
-        Mistake(
-            edit("(part,", "(part.reshape(part.shape[::-1]).T,"),
-            "with the scales' rows and columns mixed up; they are of shape (outputs, groups)",
-        ),
-        Mistake(
-            edit(SPREAD, "part.repeat_interleave(x.shape[-1] // part.shape[1], dim=1)"),
-            "with inputs // groups columns in a group; go by group_size, for the last one may be shorter",
-        ),
-        Mistake(
-            edit(SPREAD, "part.repeat_interleave(group_size, dim=1)"),
-            "with scales for more columns than there are; the last group may be shorter, so cut at the inputs",
-        ),
+        Mistake(edit(SPREAD, "part.repeat(1, group_size)[:, : x.shape[-1]]"), "with the groups' scales dealt out in turn (repeat); a scale stays for a whole group (repeat_interleave)"),
+        Mistake(edit("(part,", "(part.reshape(part.shape[::-1]).T,"), "with the scales' rows and columns mixed up; they are of shape (outputs, groups)"),
+        Mistake(edit(SPREAD, "part.repeat_interleave(x.shape[-1] // part.shape[1], dim=1)"), "with inputs // groups columns in a group; go by group_size, for the last one may be shorter"),
+        Mistake(edit(SPREAD, "part.repeat_interleave(group_size, dim=1)"), "with scales for more columns than there are; the last group may be shorter, so cut at the inputs"),
         Mistake(edit("(packed, bits", "(packed, 2", "range(bits)", "range(2)"), "with 2 bits, whatever `bits` says"),
+        Mistake(edit(", x.shape[-1])", ")"), "when the codes that fill up the last byte stay; a row has x.shape[-1] of them"),
+        Mistake(edit(LINEAR, "x @ weight + (0 if bias is None else bias)"), "without the transposition; the weight is (outputs, inputs)"),
         Mistake(
-            edit(", x.shape[-1])", ")"), "when the codes that fill up the last byte stay; a row has x.shape[-1] of them"
-        ),
-        Mistake(
-            edit(LINEAR, "x @ weight + (0 if bias is None else bias)"),
-            "without the transposition; the weight is (outputs, inputs)",
-        ),
-        Mistake(
-            edit(
-                REAL,
-                "(values - zero_point)",
-                "linear(x, weight, bias)",
-                "linear(x, weight) * scale[:, 0].to(x.dtype) + (0 if bias is None else bias)",
-            ),
+            edit(REAL, "(values - zero_point)", "linear(x, weight, bias)", "linear(x, weight) * scale[:, 0].to(x.dtype) + (0 if bias is None else bias)"),
             "with one scale on the finished sums; the groups of a row have different ones, so scale the weights",
         ),
         Mistake(edit(", bias)", ")"), "without the bias"),
         Mistake(edit("weight, bias)", "weight) + bias"), "when the bias is None and is added all the same"),
         Mistake(edit("weight, bias)", "weight, bias if bias else None)"), "with `if bias`; ask `if bias is not None`"),
-        Mistake(
-            edit("weight, bias)", "weight, None if bias is None else bias * scale[:, 0].to(bias.dtype))"),
-            "with the scale on the bias as well",
-        ),
-        Mistake(
-            edit(".to(x.dtype)", ""),
-            "with a float32 weight on an input of another dtype; cast the weight to x.dtype",
-        ),
-        Mistake(
-            edit(
-                "linear(x, weight, bias)", "linear(x.float(), weight.float(), None if bias is None else bias.float())"
-            ),
-            "with a result in float32; it should have the dtype of x",
-        ),
-        Mistake(
-            edit(REAL, "(scale.to(x.dtype) * (values - zero_point))"),
-            "with the weights calculated in the dtype of x; calculate them in float32, and cast them then",
-        ),
+        Mistake(edit("weight, bias)", "weight, None if bias is None else bias * scale[:, 0].to(bias.dtype))"), "with the scale on the bias as well"),
+        Mistake(edit(".to(x.dtype)", ""), "with a float32 weight on an input of another dtype; cast the weight to x.dtype"),
+        Mistake(edit("linear(x, weight, bias)", "linear(x.float(), weight.float(), None if bias is None else bias.float())"), "with a result in float32; it should have the dtype of x"),
+        Mistake(edit(REAL, "(scale.to(x.dtype) * (values - zero_point))"), "with the weights calculated in the dtype of x; calculate them in float32, and cast them then"),
         Mistake(
             edit("bias=None):", "bias=None, kept={}):", REAL, f"kept.setdefault((packed.shape, bits), {REAL})"),
             "when the unpacked weight is kept from one call to the next; unpack at every call, and keep nothing",
         ),
-        Mistake(
-            edit(" + qmin", "", "    scale, zero_point", "    zero_point -= qmin\n    scale, zero_point"),
-            "with an operation in place on the zero point, which is the layer's own",
-        ),
+        Mistake(edit(" + qmin", "", "    scale, zero_point", "    zero_point -= qmin\n    scale, zero_point"), "with an operation in place on the zero point, which is the layer's own"),
     ],
-    equivalent={
-        "torch.int16 -> torch.int8": "a code that int8 cannot hold wraps round, and adding qmin wraps it back",
-    },
+    equivalent={"torch.int16 -> torch.int8": "a code that int8 cannot hold wraps round, and adding qmin wraps it back"},
     hints=[
-        "Four steps: bytes to codes, codes to integers, integers to real numbers, and a matrix product. You have "
-        "written each of them before.",
+        "Four steps: bytes to codes, codes to integers, integers to real numbers, and a matrix product. You have written each of them before.",
         "codes = unpack, as many in a row as x has inputs; q = code + qmin, in a dtype that holds negative numbers; "
         "w = s (q - z), where each group's s and z are repeated for the columns of the group; then y = x wᵀ + b.",
         "`scale.repeat_interleave(group_size, dim=1)[:, :inputs]` spreads the scales, and the same the zero points. "

@@ -71,10 +71,7 @@ def one_width_for_all(model, tokens, budget):
 
 
 def widens_where_it_matters_least(model, tokens, budget):
-    harm = {
-        name: rise / model.get_submodule(name).weight.numel()
-        for name, rise in capstone.load_results()["damage"].items()
-    }
+    harm = {name: rise / model.get_submodule(name).weight.numel() for name, rise in capstone.load_results()["damage"].items()}
     wide = sorted(harm, key=harm.get)[:2]
     quantize_model(model, coarse(bits=3), ignore=lambda name, _: name not in wide, progress=False)
     return rounded(model, coarse())
