@@ -4,7 +4,6 @@ With float activations a QLinear is weight-only (W8A16 and its kin); with int8 o
 arithmetic of Jacob et al. 2018 (arXiv:1712.05877), section 2.
 """
 
-
 import torch
 
 from qlib.affine import choose_qparams, dequantize, expand_groups, quant_range, quantize
