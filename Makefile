@@ -16,7 +16,7 @@ PYTEST = $(PYTHON_VENV) -m pytest -n logical --maxprocesses 4 --dist loadfile \
 	--nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg --durations=10
 
 # How the lists of mistakes are formatted: one a line.
-WIDE = --line-length 200 --config format.skip-magic-trailing-comma=true
+WIDE = --line-length 200 --config format.skip-magic-trailing-comma=true --config lint.isort.split-on-trailing-comma=false
 
 # NB=03 narrows test, test-portable, test-browser, screenshots and notebooks to one lesson.
 LESSON = $(or $(wildcard notebooks/$(NB)_*.ipynb),$(error There is no lesson $(NB) in notebooks))
