@@ -10,6 +10,7 @@ are those numbers' own bits.
 """
 
 import functools
+import math
 
 import torch
 
@@ -151,18 +152,18 @@ def scale_parts(scale, scheme, absmax=None):
 def read_scale(parts, scheme, shape):
     """The float32 scales, of the given shape, that `store_scale` kept as `parts`."""
     if scheme.scales == "e8m0":
-        return torch.exp2(parts["scale"].float() - 127)
+        return (parts["scale"].int() << 23).view(torch.float32)  # a code is float32's own field for the exponent
     if scheme.scales == "e4m3":
         return parts["scale"].float() / parts["global_scale"]
     if scheme.scales == "double":
-        packed = parts["scale"]
-        deviation = dequantize(packed.int() - 128, parts["scale_scale"], 0, SCALE_SCHEME.group_size)
+        deviation = dequantize(parts["scale"].int() - 128, parts["scale_scale"], 0, SCALE_SCHEME.group_size)
         # Rounding must not take a small one below 0: it would turn the signs of its block.
         return (deviation + parts["scale_mean"]).clamp(min=0).reshape(shape)
     return parts["scale"].float()
 
 
 def half_scale(scale, dtype):
+    """Scales in 16 bits; ValueError where one would become 0 or infinite."""
     half = scale.to(dtype)
     lost = (half == 0) | half.isinf()
     if lost.any():
@@ -177,10 +178,9 @@ def power_of_two_codes(scale, scheme):
     to it. For e2m1 that is what torchao calls EVEN, and compressed-tensors' generate_mx_scales.
     """
     beyond = {"e2m1": 7.0, "e4m3": 449.0}.get(scheme.grid, scheme.largest + 0.5)  # no longer rounded to the end
-    mantissa, exponent = (scale * scheme.largest).frexp()
-    end, end_exponent = torch.tensor(beyond).frexp()
-    last = torch.tensor(float(scheme.largest)).frexp().exponent
-    exponent = exponent + (mantissa >= torch.ldexp(end, end_exponent - last)) - last
+    _, end = math.frexp(scheme.largest)
+    mantissa, exponent = (scale * scheme.largest).frexp()  # from 0.5 to 1, and the power of two that it is times
+    exponent = exponent - end + (mantissa >= beyond / 2**end)
     return (exponent + 127).clamp(1, 254).to(torch.uint8)
 
 

@@ -19,7 +19,7 @@ ZERO_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.int8, torch.floa
 # ---------------------------------------------------------------- layers
 
 
-class QuantizedLayer(torch.nn.Module):
+class PackedLayer(torch.nn.Module):
     """A layer that keeps a matrix as a QTensor's parts, (rows, columns).
 
     They are buffers and no Parameters: integers have no gradient, and an optimizer must not touch them. The scales keep
@@ -89,7 +89,7 @@ class QuantizedLayer(torch.nn.Module):
         return f"{self.scheme}, {fractions}{self.qtensor.bits_per_weight:.3f} bits per weight"
 
 
-class QLinear(QuantizedLayer):
+class QLinear(PackedLayer):
     """A linear layer that keeps its weight as packed codes.
 
     It computes in its input's dtype (W8A16 and its kin), or, with `activation_bits`, on integers made of its input.
@@ -210,7 +210,7 @@ class QLinear(QuantizedLayer):
         return f"{sizes}, {widths}, {self.weight_repr()}{outliers}"
 
 
-class QEmbedding(QuantizedLayer):
+class QEmbedding(PackedLayer):
     """An embedding that keeps its table as packed codes, and makes real the rows that are asked for.
 
     Args:
