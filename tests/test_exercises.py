@@ -12,13 +12,20 @@ import torch
 import qlib
 from course import check, exercises, hint, progress
 from course.exercises import IncorrectAnswer, sandbox
-from course.exercises.exercise import Mistake, Value, all_exercises, find_exercise
-from course.exercises.judge import CORRECT, INCORRECT, NOT_ATTEMPTED, judge
+from course.exercises.audit import accepted_mutations, accepted_pairs
+from course.exercises.exercise import Value, all_exercises, find_exercise
+from course.exercises.judge import CORRECT, INCORRECT, NOT_ATTEMPTED, judge, known
+from course.exercises.mistakes import Mistake
 from tests.right_answers import RIGHT_ANSWERS
 from tests.small_capstone import in_small
 
 ALL = list(map(in_small, all_exercises().values()))
-MISTAKES = [(exercise, mistake) for exercise in ALL for mistake in exercise.mistakes]
+CODE = [exercise for exercise in ALL if not isinstance(exercise.key, Value)]
+UNSCORED = [exercise for exercise in CODE if exercise.trial is None]
+
+
+def for_each(exercises):
+    return pytest.mark.parametrize("exercise", exercises, ids=lambda exercise: exercise.id)
 
 
 def name_of(answer):
@@ -26,7 +33,7 @@ def name_of(answer):
 
 
 @pytest.fixture(autouse=True)
-def record_file(tmp_path, monkeypatch):
+def progress_file(tmp_path, monkeypatch):
     """Each test keeps its progress in a file of its own, and is not strict unless it says so."""
     monkeypatch.setenv("QLIB_PROGRESS_FILE", str(tmp_path / "progress.json"))
     monkeypatch.delenv("QLIB_STRICT", raising=False)
@@ -36,32 +43,19 @@ def record_file(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- every exercise
 
 
-@pytest.mark.parametrize("exercise", ALL, ids=lambda e: e.id)
+@for_each(ALL)
+def test_a_solution_runs_alone_and_is_correct(exercise):
+    namespace = {"torch": torch}
+    exec(exercise.solution(), namespace)
+    assert judge(exercise, namespace[exercise.name]).outcome == CORRECT
+
+
+@for_each(UNSCORED)  # where seconds do not matter, the solution's own source is not judged twice
 def test_the_librarys_own_answer_is_correct(exercise):
     assert judge(exercise, exercise.answer).outcome == CORRECT
 
 
-@pytest.mark.parametrize("exercise", ALL, ids=lambda e: e.id)
-def test_a_blank_stub_is_not_attempted(exercise):
-    def stub(*args):
-        """A docstring."""
-        ...
-
-    class Stub:
-        def forward(self): ...
-
-    blank = ... if isinstance(exercise.key, Value) else Stub if isinstance(exercise.key, type) else stub
-    assert judge(exercise, blank).outcome == NOT_ATTEMPTED
-
-
-@pytest.mark.parametrize(("exercise", "mistake"), MISTAKES, ids=lambda p: getattr(p, "id", None) or name_of(p.answer))
-def test_every_known_mistake_is_rejected_and_named(exercise, mistake):
-    verdict = judge(exercise, mistake.answer_to(exercise.key))
-    assert verdict.outcome == INCORRECT
-    assert mistake.diagnosis in verdict.message
-
-
-@pytest.mark.parametrize("exercise", ALL, ids=lambda e: e.id)
+@for_each(ALL)
 def test_right_answers_that_are_written_differently_are_accepted(exercise):
     answers = RIGHT_ANSWERS[exercise.id]
     assert len(answers) >= 2
@@ -70,28 +64,70 @@ def test_right_answers_that_are_written_differently_are_accepted(exercise):
         assert verdict.outcome == CORRECT, f"{name_of(answer)}: {verdict.message}"
 
 
-@pytest.mark.parametrize("exercise", ALL, ids=lambda e: e.id)
-def test_no_two_mistakes_of_an_exercise_are_told_the_same(exercise):
-    diagnoses = [mistake.diagnosis for mistake in exercise.mistakes]
-    assert len(set(diagnoses)) == len(diagnoses) >= 3
+@for_each(ALL)
+def test_every_known_mistake_is_rejected_and_named(exercise):
+    for mistake in exercise.mistakes:
+        verdict = judge(exercise, mistake.answer_to(exercise.key))
+        assert verdict.outcome == INCORRECT, mistake.diagnosis
+        assert mistake.diagnosis in verdict.message
 
 
-@pytest.mark.parametrize("exercise", ALL, ids=lambda e: e.id)
-def test_there_are_hints_from_the_idea_to_nearly_the_code(exercise):
-    assert len(exercise.hints) >= 3
+@for_each(UNSCORED)
+def test_no_two_mistakes_make_up_for_each_other(exercise):
+    assert accepted_pairs(exercise) == []
 
 
-@pytest.mark.parametrize("exercise", ALL, ids=lambda e: e.id)
-def test_a_solution_runs_alone_and_is_correct(exercise):
-    namespace = {"torch": torch}
-    exec(exercise.solution(), namespace)
-    assert judge(exercise, namespace[exercise.name]).outcome == CORRECT
+@for_each(UNSCORED)
+def test_a_mutation_of_the_key_is_rejected_unless_it_is_listed_as_equivalent(exercise):
+    assert set(accepted_mutations(exercise)) == set(exercise.equivalent)
 
 
-@pytest.mark.parametrize("exercise", [e for e in ALL if not isinstance(e.key, Value)], ids=lambda e: e.id)
-def test_the_key_is_a_public_part_of_qlib_and_not_a_second_copy(exercise):
-    assert exercise.key.__module__.startswith(("qlib.", "course.helper"))
-    assert exercise.key.__name__ == exercise.name
+@pytest.mark.parametrize("exercise_id", ["02.2", "03.2", "13.2"])
+def test_whoever_makes_two_mistakes_is_told_both(exercise_id):
+    exercise = find_exercise(exercise_id)
+    told_both = 0
+    for pair in exercise.pairs:
+        does = known(exercise, pair)
+        # One may hide the other: then who makes the first alone does the same, and there is one to tell.
+        first = next(other for other in [*exercise.mistakes, *exercise.pairs] if does.is_like(known(exercise, other)))
+        assert f"That is what you get {first.diagnosis}." in judge(exercise, does.answer).message
+        told_both += first is pair
+    assert told_both > 0.7 * len(exercise.pairs)
+
+
+def test_the_message_on_two_mistakes_names_the_one_and_the_other():
+    def floors_and_forgets_the_zero_point(tensor, scale, zero_point, bits=8):
+        return torch.floor(tensor / scale).clamp(*qlib.quant_range(bits)).to(torch.int8)
+
+    assert judge(QUANTIZE, floors_and_forgets_the_zero_point).message.endswith(
+        "That is what you get with floor in place of round; and, at the same time, without the zero point."
+    )
+
+
+def test_a_blank_stub_of_any_exercise_is_not_attempted():
+    def stub(*args):
+        """A docstring."""
+        ...
+
+    class Stub:
+        def forward(self): ...
+
+    for exercise in ALL:
+        blank = ... if isinstance(exercise.key, Value) else Stub if isinstance(exercise.key, type) else stub
+        assert judge(exercise, blank).outcome == NOT_ATTEMPTED, exercise.id
+
+
+def test_every_exercise_has_three_hints_and_tells_apart_three_mistakes_and_all_others():
+    for exercise in ALL:
+        diagnoses = [mistake.diagnosis for mistake in exercise.mistakes]
+        assert len(exercise.hints) >= 3, exercise.id
+        assert len(set(diagnoses)) == len(diagnoses) >= 3, exercise.id
+
+
+def test_every_key_is_a_public_part_of_its_package_and_not_a_second_copy():
+    for exercise in CODE:
+        assert exercise.key.__module__.startswith(("qlib.", "course.helper", "course.capstone")), exercise.id
+        assert exercise.key.__name__ == exercise.name
 
 
 # ---------------------------------------------------------------- what a learner's code may do
@@ -281,7 +317,7 @@ def test_hints_come_one_a_call_and_start_over(capsys):
     assert titles == [f"→ 03.1 hint {n} of {count}" for n in expected]
 
 
-def test_progress_remembers_the_best_attempt(record_file):
+def test_progress_remembers_the_best_attempt(progress_file):
     assert "○ 03.1 quantize" in repr(progress())
     check("03.1", returns_none)
     assert "✗ 03.1 quantize" in repr(progress())
@@ -289,26 +325,26 @@ def test_progress_remembers_the_best_attempt(record_file):
     check("03.1", returns_none)
     assert "✓ 03.1 quantize" in repr(progress())
     assert repr(progress()).startswith("1 of ")
-    assert json.loads(record_file.read_text()) == {"03.1": CORRECT}
+    assert json.loads(progress_file.read_text()) == {"03.1": CORRECT}
 
 
-def test_progress_names_the_exercise_that_comes_next(record_file):
-    record_file.write_text(json.dumps({e.id: CORRECT for e in ALL if e.id not in ("04.1", "05.2")}))
+def test_progress_names_the_exercise_that_comes_next(progress_file):
+    progress_file.write_text(json.dumps({e.id: CORRECT for e in ALL if e.id not in ("04.1", "05.2")}))
     assert repr(progress()).splitlines()[0] == f"{len(ALL) - 2} of {len(ALL)} exercises solved; next is 04.1 " + (
         find_exercise("04.1").name
     )
-    record_file.write_text(json.dumps({e.id: CORRECT for e in ALL}))
+    progress_file.write_text(json.dumps({e.id: CORRECT for e in ALL}))
     assert repr(progress()).splitlines()[0] == f"{len(ALL)} of {len(ALL)} exercises solved: all of them"
 
 
-def test_the_drawing_of_the_progress_has_a_field_for_each_exercise(record_file):
-    record_file.write_text(json.dumps({"03.1": CORRECT, "03.2": INCORRECT}))
+def test_the_drawing_of_the_progress_has_a_field_for_each_exercise(progress_file):
+    progress_file.write_text(json.dumps({"03.1": CORRECT, "03.2": INCORRECT}))
     drawn = progress()._repr_html_()
     assert drawn.count("height: 8px") == len(ALL)
     assert drawn.count("opacity: 1;") == 2
 
 
-def test_a_spoilt_progress_file_stops_nobody(record_file):
-    record_file.write_text("not json")
+def test_a_spoilt_progress_file_stops_nobody(progress_file):
+    progress_file.write_text("not json")
     check("03.1", right_with_default)
     assert "✓ 03.1 quantize" in repr(progress())
