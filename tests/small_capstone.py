@@ -8,8 +8,8 @@ from course.capstone import Trial, code_task
 
 @functools.cache
 def small_task():
-    """The capstone itself, its calibration text cut down to two windows."""
-    return dataclasses.replace(code_task(), calibration=code_task().calibration[:512])
+    """The capstone itself, its calibration text cut down to one window."""
+    return dataclasses.replace(code_task(), calibration=code_task().calibration[:256])
 
 
 def in_small(exercise):

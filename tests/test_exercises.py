@@ -74,7 +74,7 @@ def test_every_known_mistake_is_rejected_and_named(exercise):
 
 @for_each(UNSCORED)
 def test_no_two_mistakes_make_up_for_each_other(exercise):
-    assert [pair.diagnosis for pair in accepted_pairs(exercise)] == []
+    assert accepted_pairs(exercise) == []
 
 
 @for_each(UNSCORED)
@@ -82,7 +82,7 @@ def test_a_mutation_of_the_key_is_rejected_unless_it_is_listed_as_equivalent(exe
     assert set(accepted_mutations(exercise)) == set(exercise.equivalent)
 
 
-@pytest.mark.parametrize("exercise_id", ["03.1", "03.2"])
+@pytest.mark.parametrize("exercise_id", ["02.2", "03.2", "13.2"])
 def test_whoever_makes_two_mistakes_is_told_both(exercise_id):
     exercise = find_exercise(exercise_id)
     told_both = 0
@@ -92,7 +92,7 @@ def test_whoever_makes_two_mistakes_is_told_both(exercise_id):
         first = next(other for other in [*exercise.mistakes, *exercise.pairs] if does.is_like(known(exercise, other)))
         assert f"That is what you get {first.diagnosis}." in judge(exercise, does.answer).message
         told_both += first is pair
-    assert told_both > 0.75 * len(exercise.pairs)
+    assert told_both > 0.7 * len(exercise.pairs)
 
 
 def test_the_message_on_two_mistakes_names_the_one_and_the_other():

@@ -4,20 +4,32 @@ import sys
 
 from course.exercises import sandbox
 from course.exercises.exercise import Value, all_exercises
-from course.exercises.judge import is_right
+from course.exercises.judge import Behaviour, wrong_signature
 from course.exercises.mutations import mutants_of
 from qlib.report import Table
 
 
-def accepted(exercise, answer):
-    """Whether the check takes an answer for right; a mutant that runs on and on is not waited for long."""
-    with sandbox.patience(2):
-        return is_right(exercise, answer)
+def accepted(exercise, answers):
+    """The names of those answers that the check takes for right, of (name, function or class).
+
+    The case that showed the answer before to be wrong is tried first: it often shows it of the next.
+    """
+    names, number = [], 0
+    for name, answer in answers:
+        behaviour = Behaviour(exercise, answer)
+        with sandbox.patience(2):  # one that runs on and on is not waited for long
+            if wrong_signature(exercise, answer) or behaviour.wrong_on(number):
+                continue
+            if behaviour.first_wrong[1]:
+                number = behaviour.first_wrong[0]
+            elif not behaviour.broken:
+                names.append(name)
+    return names
 
 
 def accepted_pairs(exercise):
     """The pairs of known mistakes that are taken for right: none, unless two mistakes make up for each other."""
-    return [pair for pair in exercise.pairs if accepted(exercise, pair.answer_to(exercise.key))]
+    return accepted(exercise, ((pair.diagnosis, pair.answer_to(exercise.key)) for pair in exercise.pairs))
 
 
 def has_mutations(exercise):
@@ -27,8 +39,7 @@ def has_mutations(exercise):
 
 def accepted_mutations(exercise):
     """The mutations of the key that are taken for right: those that are listed as equivalent, and survivors."""
-    mutants = mutants_of(exercise.key) if has_mutations(exercise) else {}
-    return [words for words, mutant in mutants.items() if accepted(exercise, mutant)]
+    return accepted(exercise, mutants_of(exercise.key).items()) if has_mutations(exercise) else []
 
 
 def survivors(exercise):

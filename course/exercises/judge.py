@@ -131,12 +131,6 @@ def judge_code(exercise, answer):
     return join(behaviour.broken, what_you_get(named))
 
 
-def is_right(exercise, answer):
-    """Whether a function or class is correct, for those who need not know what is wrong with it."""
-    behaviour = Behaviour(exercise, answer)
-    return not (wrong_signature(exercise, answer) or behaviour.first_wrong[1] or behaviour.broken)
-
-
 class Behaviour:
     """What an answer does on each case, and which property it breaks: each is found out when it is first asked for."""
 
@@ -149,14 +143,15 @@ class Behaviour:
             self.outcomes[number] = call(self.exercise.cases[number], self.answer)
         return self.outcomes[number]
 
+    def wrong_on(self, number):
+        """What is wrong with the result of a case, or None."""
+        return wrong_result(self.exercise, number, self.answer, self.on(number))
+
     @functools.cached_property
     def first_wrong(self):
         """The number of the first case whose result is wrong, and what is wrong with it; (None, None) without one."""
-        for number in range(len(self.exercise.cases)):
-            message = wrong_result(self.exercise, number, self.answer, self.on(number))
-            if message:
-                return number, message
-        return None, None
+        told = ((number, self.wrong_on(number)) for number in range(len(self.exercise.cases)))
+        return next(((number, message) for number, message in told if message), (None, None))
 
     @functools.cached_property
     def broken(self):

@@ -68,7 +68,7 @@ def pairs_of(mistakes, key):
         pair, turned = combined(first, second), combined(second, first)
         try:
             if pair.answer.applied_to(source) == turned.answer.applied_to(source):
-                compile(pair.answer.applied_to(source), "two mistakes", "exec")
+                compiled(pair.answer.applied_to(source), key.__name__)
                 pairs.append(pair)
         except (ValueError, SyntaxError):
             continue  # one of them has taken away what the other changes
@@ -83,8 +83,14 @@ def edited(key, change):
 def built(key, source):
     """What `source` defines under the key's name, among the names of the key's own module."""
     namespace = dict(vars(sys.modules[key.__module__]))
-    exec(compile(source, f"<{key.__name__}, edited>", "exec"), namespace)
+    exec(compiled(source, key.__name__), namespace)
     return namespace[key.__name__]
+
+
+@functools.lru_cache(4096)
+def compiled(source, name):
+    """The code object of edited source; SyntaxError where two edits make none."""
+    return compile(source, f"<{name}, edited>", "exec")
 
 
 def plain_source(key):

@@ -90,7 +90,8 @@ def same(a, b):
     if type(a) is not type(b):
         return False
     if isinstance(a, torch.Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
+        same_kind = a.shape == b.shape and a.dtype == b.dtype
+        return same_kind and (torch.equal(a, b) or torch.equal(a.nan_to_num(), b.nan_to_num()))
     if isinstance(a, np.ndarray):
         return np.array_equal(a, b)
     if isinstance(a, dict):
