@@ -11,6 +11,7 @@ import torch
 from qlib.affine import block_range, choose_qparams, expand_groups, nonzero_scale, quant_range
 from qlib.grids import block_absmax, encode, read_scale, scale_parts
 from qlib.packing import pack
+from qlib.scheme import SHARED_SCALES
 
 # Values that are quantized at a time: a megabyte of float32, which a core has in its own cache.
 BLOCK_SIZE = 64 * 4096
@@ -18,16 +19,27 @@ BLOCK_SIZE = 64 * 4096
 
 def quantize_in_blocks(tensor, scheme):
     """The packed codes, the parts of the scale, and the zero point of a tensor of two dimensions or more."""
-    blocks = row_blocks(tensor.shape)
+    blocks, octets = row_blocks(tensor.shape), (tensor.shape[-1] * scheme.bits + 7) // 8
+    packed = torch.empty((*tensor.shape[:-1], octets), dtype=torch.uint8, device=tensor.device)
+    if scheme.axis == 0 and scheme.scales not in SHARED_SCALES:  # then each block is read once
+        parts, zero_points = zip(*(quantize_block(tensor[rows].float(), packed[rows], scheme) for rows in blocks))
+        zero_point = zero_points[0] if scheme.symmetric else torch.cat(zero_points)
+        return packed, {"scale": torch.cat([part["scale"] for part in parts])}, zero_point
     scale, zero_point, absmax = qparams_in_blocks([tensor[rows] for rows in blocks], scheme)
     parts = scale_parts(scale, scheme, absmax)
     scale = nonzero_scale(read_scale(parts, scheme, scale.shape))
-    octets = (tensor.shape[-1] * scheme.bits + 7) // 8
-    packed = torch.empty((*tensor.shape[:-1], octets), dtype=torch.uint8, device=tensor.device)
     for rows in blocks:
         qparams = [part[rows] if scheme.axis == 0 and part.ndim else part for part in (scale, zero_point)]
         packed[rows] = packed_codes(tensor[rows].float(), *qparams, scheme)
     return packed, parts, zero_point
+
+
+def quantize_block(block, place, scheme):
+    """Write the codes of rows whose scales are their own to `place`; returns the parts of the scales, and the zeros."""
+    scale, zero_point = choose_qparams(block, scheme)
+    parts = scale_parts(scale, scheme)
+    place.copy_(packed_codes(block, read_scale(parts, scheme, scale.shape), zero_point, scheme))
+    return parts, zero_point
 
 
 def is_large(shape):
