@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from qlib.scheme import Scheme
-from qlib.tensor import QTensor, part_names, plain_tensors
+from qlib.tensor import QTensor, part_dtypes, plain_tensors
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
@@ -116,7 +116,7 @@ def load_tensors(path):
         stored |= {key: stored[tied] for key, tied in ties.items()}
         for name, scheme in schemes.items():
             scheme = Scheme(**scheme)
-            parts = {part: stored.pop(f"{name}.{part}") for part in part_names(scheme)}
+            parts = {part: stored.pop(f"{name}.{part}") for part in part_dtypes(scheme)}
             tensors[name] = QTensor.from_parts(parts, scheme, shapes[name])
     except KeyError as missing:
         raise ValueError(f"{path.name} lacks {missing}") from None

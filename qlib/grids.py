@@ -104,7 +104,14 @@ def real_scale(scale, tensor, scheme):
     """A scale as a float32 tensor, given as that or as the parts that `store_scale` makes of it."""
     if not isinstance(scale, dict):
         return scale
-    return read_scale(scale, scheme, qparam_shape(*tensor.shape, scheme) if tensor.ndim == 2 else None)
+    return read_scale(scale, scheme, scale_shape(tensor.shape, scheme))
+
+
+def scale_shape(shape, scheme):
+    """The shape of the scales that `choose_qparams` gives of a tensor of this shape."""
+    if len(shape) == 2:  # by far the most frequent, and many times faster
+        return qparam_shape(*shape, scheme)
+    return tuple(block_range(torch.empty(shape, device="meta"), scheme)[0].shape)
 
 
 # ---------------------------------------------------------------- scales

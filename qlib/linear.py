@@ -11,7 +11,7 @@ from qlib.grids import decode
 from qlib.kernels import choose as kernels
 from qlib.packing import unpack
 from qlib.scheme import Scheme
-from qlib.tensor import SCALE_PARTS, QTensor, part_shapes, quantize_tensor, values_of
+from qlib.tensor import QTensor, part_dtypes, part_shapes, quantize_tensor, values_of
 
 # Zero points that are fractions, as HQQ's are, have a dtype that config.json names.
 ZERO_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.int8, torch.float16, torch.bfloat16, torch.float32)}
@@ -29,12 +29,12 @@ class PackedLayer(torch.nn.Module):
     def __init__(self, rows, columns, scheme, device=None):
         super().__init__()
         self.scheme, self.weight_shape = scheme, (rows, columns)
-        dtypes = {"packed": torch.uint8, "zero_point": torch.int8} | SCALE_PARTS[scheme.scales]
         shapes = part_shapes(self.weight_shape, scheme)
-        for part, dtype in dtypes.items():
+        for part, dtype in part_dtypes(scheme).items():
             # Whatever the default dtype: transformers changes it while it builds a model, and casts what it reads.
-            values = torch.zeros(shapes[part], dtype=dtype, device=device)
-            self.register_buffer(part, None if part == "zero_point" and scheme.symmetric else values)
+            self.register_buffer(part, torch.zeros(shapes[part], dtype=dtype, device=device))
+        if scheme.symmetric:
+            self.register_buffer("zero_point", None)
 
     @property
     def qtensor(self):

@@ -5,8 +5,8 @@ import math
 
 import torch
 
-from qlib.affine import block_range, choose_qparams, qparam_shape, quant_range
-from qlib.grids import SCALE_SCHEME, decode, encode, read_scale, store_scale
+from qlib.affine import choose_qparams, quant_range
+from qlib.grids import SCALE_SCHEME, decode, encode, read_scale, scale_shape, store_scale
 from qlib.kernels.quantize import is_large, quantize_in_blocks, row_blocks
 from qlib.packing import pack, unpack
 from qlib.scheme import Scheme
@@ -214,9 +214,10 @@ def check_scale_dtype(name, found, dtype, scheme):
         raise ValueError(f"{name} is {found}; {scheme}, keeps it as {dtype}")
 
 
-def part_names(scheme):
-    """The names of the parts of a QTensor of a scheme."""
-    return ["packed", *SCALE_PARTS[scheme.scales], *([] if scheme.symmetric else ["zero_point"])]
+def part_dtypes(scheme):
+    """{name: dtype} of the parts of a QTensor of a scheme."""
+    zero_point = {} if scheme.symmetric else {"zero_point": torch.int8}
+    return {"packed": torch.uint8} | SCALE_PARTS[scheme.scales] | zero_point
 
 
 def part_shapes(shape, scheme):
@@ -232,16 +233,8 @@ def part_shapes(shape, scheme):
 
 def stored_bytes(shape, scheme):
     """The bytes of a QTensor of a shape and scheme, no tensor needed: `nbytes`, told beforehand."""
-    dtypes = {"packed": torch.uint8, "zero_point": torch.int8} | SCALE_PARTS[scheme.scales]
     shapes = part_shapes(shape, scheme)
-    return sum(math.prod(shapes[part]) * dtypes[part].itemsize for part in part_names(scheme))
-
-
-def scale_shape(shape, scheme):
-    """The shape of the scales that `choose_qparams` gives of a tensor of this shape."""
-    if len(shape) == 2:  # by far the most frequent, and many times faster
-        return qparam_shape(*shape, scheme)
-    return tuple(block_range(torch.empty(shape, device="meta"), scheme)[0].shape)
+    return sum(math.prod(shapes[part]) * dtype.itemsize for part, dtype in part_dtypes(scheme).items())
 
 
 def smallest_value(scheme):

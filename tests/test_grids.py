@@ -127,6 +127,15 @@ def test_a_scale_that_float16_cannot_hold_is_refused_and_kept_by_the_others():
             assert sqnr(weight, quantize_tensor(weight, Scheme(8, scales=scales)).dequantize()) > 40
 
 
+@pytest.mark.parametrize("scheme", [NF4, NVFP4, MXFP4, Scheme(8, scales="double")], ids=str)
+def test_a_tensor_of_more_dimensions_is_done_row_by_row_as_a_matrix_is(scheme):
+    matrix = normal(6, 70)
+    back = fake_quantize(matrix.reshape(2, 3, 70), scheme) if scheme.group_size else fake_quantize(matrix, scheme)
+    assert torch.equal(back.reshape(6, 70), fake_quantize(matrix, scheme))
+    quantized = quantize_tensor(matrix.reshape(2, 3, 70), scheme)
+    assert quantized.dequantize().shape == (2, 3, 70) and quantized.dequantize().isfinite().all()
+
+
 # ---------------------------------------------------------------- NF4
 
 

@@ -58,7 +58,7 @@ def qparams_in_blocks(blocks, scheme):
     if scheme.axis == 0:
         scales, zero_points, absmaxes = zip(*((*choose_qparams(b, scheme), block_absmax(b, scheme)) for b in blocks))
         zero_point = zero_points[0] if scheme.symmetric else torch.cat(zero_points)
-        return torch.cat(scales), zero_point, None if absmaxes[0] is None else torch.cat(absmaxes)
+        return torch.cat(scales), zero_point, torch.cat(absmaxes)
     lows, highs = zip(*(block_range(block.float(), scheme) for block in blocks))
     ends = [torch.stack(lows).amin(0), torch.stack(highs).amax(0)]
     ends = torch.cat(ends) if scheme.axis == 1 else torch.stack(ends)  # a small tensor of the same ranges
