@@ -290,10 +290,8 @@ def fill(model, headers, folder):
 def conversions_of_own(model, places, headers):
     """The Conversions of a quantized model's checkpoint: what has a name of the model is that, whatever the rules."""
     tensors = {key: kind for header in headers.values() for key, kind in header["tensors"].items()}
-    for name in (
-        layer.float_name(f"{name}.") for name, layer in model.named_modules() if isinstance(layer, PackedLayer)
-    ):
-        tensors.pop(name, None)  # the empty tensor that stands for the float weight
+    for name in float_names(model):
+        tensors.pop(name, None)
     own = {key for key in tensors if with_current_part(key) in places}
     others, homeless = conversions_for(model, {key: tensors[key] for key in tensors if key not in own})
     if homeless:
