@@ -81,8 +81,8 @@ def tiny_model(name):
 def randomize(model, seed=0):
     """Draw every number of a model that a file would hold, in place; returns the model.
 
-    A fresh model's biases are zero and its norms are one, and what loses or re-initializes them looks right. What is no
-    part of a state dict, such as the frequencies of a rotary embedding, is calculated from the configuration, and stays.
+    A fresh model's biases are zero and its norms are one, and what loses or re-initializes them looks right. What is
+    not in a state dict, such as the frequencies of a rotary embedding, is calculated from the configuration, and stays.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
