@@ -1,4 +1,4 @@
-"""Tiny models of many architectures with random weights, an input for each, and what the two give."""
+"""Tiny models of a dozen architectures with everything in them random, an input for each, and what the two give."""
 
 import torch
 import transformers
@@ -75,9 +75,29 @@ MODELS = {
 def tiny_model(name):
     """A model of this architecture with random weights, always the same, in evaluation mode."""
     model_class, config = MODELS[name]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return getattr(transformers, model_class)(config).eval()
+    return randomize(getattr(transformers, model_class)(config)).eval()
+
+
+def randomize(model, seed=0):
+    """Draw every number of a model that a file would hold, in place; returns the model.
+
+    A fresh model's biases are zero and its norms are one, and what loses or re-initializes them looks right. What is
+    not in a state dict, such as the frequencies of a rotary embedding, is calculated from the configuration, and stays.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in unique_floats(model):
+            if tensor.ndim > 1 or name.endswith("bias"):
+                tensor.normal_(0, 0.1, generator=generator)
+            else:  # norms, variances, gates, temperatures: near one, and positive
+                tensor.uniform_(0.5, 1.5, generator=generator)
+    return model
+
+
+def unique_floats(model):
+    """(name, tensor) of each floating-point tensor of a model's state dict; one that is tied comes once."""
+    tensors = {id(t): (name, t) for name, t in model.state_dict(keep_vars=True).items() if t.is_floating_point()}
+    return list(tensors.values())
 
 
 def outputs(model):
