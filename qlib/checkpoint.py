@@ -109,7 +109,8 @@ def put_empty_layers(model, entries, origin):
         for name, (empty, _) in makers.items():
             owner, _, key = name.rpartition(".")
             layer = getattr(model.get_submodule(owner), key)
-            replace(model, {name: empty(layer, name).train(model.get_submodule(owner).training)})
+            training = model.get_submodule(owner).training
+            replace(model, {name: empty(layer, name).to("meta").train(training)})  # until the file is read
         for name, (_, shares) in makers.items():
             if shares is not None:
                 share_weight(model, name, shares)
@@ -120,7 +121,8 @@ def put_empty_layers(model, entries, origin):
 def float_layer(kind, settings):
     """A layer or parameter such as one of this kind and settings takes the place of, on the meta device."""
     if kind == "parameter":
-        return torch.empty(settings["rows"], 1, device="meta")
+        rows = settings["rows"]
+        return torch.empty(rows if type(rows) is int and rows > 0 else 1, 1, device="meta")
     return torch.nn.Embedding(1, 1, device="meta") if kind == "embedding" else torch.nn.Linear(1, 1, device="meta")
 
 

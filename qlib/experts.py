@@ -55,7 +55,9 @@ class PackedParameter(PackedLayer):
     @classmethod
     def empty(cls, weight, name, rows, transposed=False, zero_dtype="int8", **scheme):
         """For a file to fill, in the place of a float parameter."""
-        if type(rows) is not int or rows < 1 or weight.numel() % rows:
+        if type(rows) is not int or rows < 1:
+            raise ValueError(f"rows must be a whole number above 0, not {rows!r}")
+        if weight.numel() % rows:
             raise ValueError(f"the {weight.numel()} numbers of {name} make no matrix of {rows!r} rows")
         return cls(weight.shape, Scheme(**scheme), rows, transposed, weight.dtype, weight.device).make_room(zero_dtype)
 
@@ -97,6 +99,14 @@ def put_parameter(module, name, packed):
     module._parameters[name] = torch.nn.Parameter(torch.empty(packed.shape, device="meta"), requires_grad=False)
     parametrize.register_parametrization(module, name, packed, unsafe=True)  # the checks would dequantize it
     packed.placed = True
+    module.register_load_state_dict_pre_hook(drop_empty)
+
+
+def drop_empty(module, state_dict, prefix, *_):
+    """Take the empty tensors, see PackedLayer, out of what is loaded into a module with PackedParameters."""
+    for name in module.parametrizations:
+        if packed_parameter(module, name) and state_dict.get(f"{prefix}{name}", torch.ones(1)).numel() == 0:
+            del state_dict[f"{prefix}{name}"]
 
 
 def packed_parameter(module, name):
