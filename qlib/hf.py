@@ -10,10 +10,12 @@ same QLinear that `quantize_model` makes, and the folder is the same that `save_
 interfaces of transformers 5.23: `register_quantization_config` and `register_quantizer`.
 """
 
+import copy
 import dataclasses
 import re
 
 import torch
+from transformers import PreTrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
@@ -89,7 +91,7 @@ class QlibQuantizer(HfQuantizer):
     After loading, `model.hf_quantizer.report` is a Report of what a float checkpoint became.
     """
 
-    report = None
+    report = error = None
 
     def _process_model_before_weight_loading(self, model, **_):
         if self.pre_quantized:
@@ -136,6 +138,8 @@ class QlibQuantizer(HfQuantizer):
         return {name: entry["shares"] for name, entry in entries.items() if "shares" in entry}
 
     def _process_model_after_weight_loading(self, model, **_):
+        if self.error is not None:
+            raise self.error
         if self.pre_quantized:
             check_all_read(model, self.shared_layers())
             for name, other in self.shared_layers().items():
@@ -201,8 +205,11 @@ class QuantizeWeight(ConversionOps):
         for name, weight in input_dict.items():
             weight = weight[0] if isinstance(weight, list) else weight
             if name in self.quantizer.weights or name in self.quantizer.packs:
-                self.put_quantized(model, name, weight)
                 missing_keys.discard(name)
+                try:
+                    self.put_quantized(model, name, weight)
+                except (TypeError, ValueError) as error:  # of which transformers would say that there was one
+                    self.quantizer.error = self.quantizer.error or error
             else:
                 left[name] = weight
         return left
@@ -267,7 +274,17 @@ def attach(model):
     """Let transformers' own save_pretrained write a model that was quantized after it was loaded or made."""
     if not isinstance(getattr(model, "hf_quantizer", None), QlibQuantizer):
         model.hf_quantizer = QlibQuantizer(QlibConfig(layers={}), pre_quantized=True)
+        give_own_config(model)
     use_packed_experts(model)
+
+
+def give_own_config(model):
+    """Let no other model share a model's configuration, which is going to say how this one is quantized."""
+    copies = {}
+    copy.deepcopy(model.config, copies)  # which notes the copy of each part by the part's identity
+    for module in model.modules():
+        if isinstance(vars(module).get("config"), PreTrainedConfig):
+            module.config = copies.get(id(module.config), module.config)
 
 
 def use_packed_experts(model):

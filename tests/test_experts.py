@@ -300,7 +300,10 @@ def test_a_packed_weights_entry_that_does_not_fit_is_named(tmp_path):
     quantize_model(model, SCHEME)
     name = "model.layers.0.mlp.experts.down_proj"
     assert packed_parameter(model.get_submodule("model.layers.0.mlp.experts"), "down_proj").weight_shape[0] == 4 * 64
-    for change, message in (({"rows": 100}, rf"{name} make no matrix of 100 rows"), ({"rows": "many"}, "rows must be a whole number above 0, not 'many'")):
+    for change, message in (
+        ({"rows": 100}, rf"{name} make no matrix of 100 rows"),
+        ({"rows": "many"}, "rows must be a whole number above 0, not 'many'"),
+    ):
         save_quantized(model, tmp_path / "model")
         edit_config(tmp_path / "model", lambda c: c["quantization_config"]["layers"][name].update(change))  # noqa: B023
         for load in (load_quantized, type(model).from_pretrained):

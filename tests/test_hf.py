@@ -1,11 +1,13 @@
 """The plug-in: transformers quantizes while it loads, saves and loads again, to the element; on two processes too."""
 
+import copy
 import json
 import subprocess
 import sys
 import textwrap
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
@@ -129,6 +131,175 @@ def test_config_json_says_how_the_model_was_quantized(float_folder, tmp_path):
 def test_an_impossible_scheme_is_refused_before_anything_is_read():
     with pytest.raises(ValueError, match="bits must be"):
         QlibConfig(bits=9)
+
+
+# ---------------------------------------------------------------- nothing silently wrong
+
+
+@pytest.mark.parametrize("name", ["Llama", "Llama, head tied", "GPT-2", "ViT", "Whisper", "Mixtral"])
+def test_transformers_own_save_pretrained_of_a_model_that_quantize_model_made_comes_back(name, tmp_path):
+    model = tiny_model(name)
+    quantize_model(model, SCHEME)
+    model.save_pretrained(tmp_path / "model", max_shard_size="50KB")
+    assert_same_outputs(model, model_class(name).from_pretrained(tmp_path / "model").eval())
+    assert_same_outputs(model, load_quantized(tmp_path / "model"))
+
+
+def test_a_loaded_model_can_be_saved_by_transformers(tmp_path):
+    model = tiny_model("Llama")
+    quantize_model(model, SCHEME)
+    save_quantized(model, tmp_path / "model")
+    load_quantized(tmp_path / "model").save_pretrained(tmp_path / "again")
+    assert_same_outputs(model, model_class("Llama").from_pretrained(tmp_path / "again").eval())
+
+
+def test_an_inner_model_of_a_quantized_one_can_be_saved_by_itself(tmp_path):
+    model = tiny_model("Llama")
+    quantize_model(model, SCHEME)
+    model.model.save_pretrained(tmp_path / "inner")
+    again = transformers.AutoModel.from_pretrained(tmp_path / "inner").eval()
+    ids = torch.arange(3, 12)[None]
+    with torch.inference_mode():
+        assert torch.equal(again(ids)[0], model.model(ids)[0])
+
+
+def test_layers_that_are_quantized_after_the_loading_are_saved_as_what_they_are(float_folder, tmp_path):
+    config = QlibConfig(bits=4, symmetric=False, group_size=32, ignore=["lm_head", "*.mlp.*"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(float_folder, quantization_config=config).eval()
+    quantize_model(model, Scheme(bits=8), ignore=())
+    model.save_pretrained(tmp_path / "model")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    assert again.lm_head.scheme == again.model.layers[0].mlp.up_proj.scheme == Scheme(bits=8)
+    assert_same_outputs(model, again)
+
+
+WITHOUT_THE_PLUG_IN = """
+    import sys, transformers
+    assert "qlib" not in sys.modules
+    transformers.utils.logging.disable_progress_bar()
+    transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("writer", ["save_quantized", "save_pretrained", "by hand", "quantize_checkpoint"])
+def test_without_the_plug_in_transformers_fails_instead_of_going_on_with_random_weights(writer, float_folder, tmp_path):
+    model = transformers.AutoModelForCausalLM.from_pretrained(float_folder)
+    if writer == "by hand":  # nothing of config.json says that a layer is quantized
+        model.model.layers[0].mlp.up_proj = QLinear.from_linear(model.model.layers[0].mlp.up_proj, SCHEME)
+        model.save_pretrained(tmp_path / "model")
+        assert "quantization_config" not in json.loads((tmp_path / "model" / "config.json").read_text())
+    elif writer == "quantize_checkpoint":
+        quantize_checkpoint(float_folder, tmp_path / "model", SCHEME)
+    else:
+        quantize_model(model, SCHEME)
+        save_quantized(model, tmp_path / "model") if writer == "save_quantized" else model.save_pretrained(
+            tmp_path / "model"
+        )
+    script = [sys.executable, "-c", textwrap.dedent(WITHOUT_THE_PLUG_IN), tmp_path / "model"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "mlp.up_proj.weight" in done.stderr and "MISMATCH" in done.stderr
+
+
+def test_a_base_model_is_loaded_from_the_folder_of_a_head_and_a_head_from_that_of_a_base_model(tmp_path):
+    model, ids = tiny_model("Llama"), torch.arange(3, 12)[None]
+    quantize_model(model, SCHEME, ignore=())  # the head, too
+    save_quantized(model, tmp_path / "head")
+    base = transformers.AutoModel.from_pretrained(tmp_path / "head").eval()
+    save_quantized(base, tmp_path / "base")
+    with torch.inference_mode():
+        expected = model.model(ids)[0]
+        assert torch.equal(base(ids)[0], expected)
+        for folder in ("head", "base"):
+            classes = transformers.LlamaForCausalLM, transformers.LlamaForTokenClassification
+            for model_class in classes:
+                loaded = model_class.from_pretrained(tmp_path / folder).eval()
+                assert torch.equal(loaded.model(ids)[0], expected)
+        float_base = transformers.AutoModel.from_pretrained(tmp_path / "base").eval()
+        assert torch.equal(float_base(ids)[0], expected)
+
+
+def test_a_base_model_is_quantized_while_it_loads_from_the_folder_of_a_head(float_folder):
+    expected = transformers.AutoModel.from_pretrained(float_folder).eval()
+    quantize_model(expected, SCHEME)
+    model = transformers.AutoModel.from_pretrained(float_folder, quantization_config=QlibConfig(**CONFIG)).eval()
+    with torch.inference_mode():
+        assert torch.equal(model(torch.arange(9)[None])[0], expected(torch.arange(9)[None])[0])
+
+
+@pytest.mark.parametrize("name", ["ViT", "Whisper", "BERT", "DETR"])
+def test_biases_are_the_files_whatever_a_models_own_initialization_does(name, tmp_path, monkeypatch):
+    """As SigLIP, Gemma 3, Mamba and wav2vec 2 do, a parent fills the biases of its layers anew."""
+    tiny_model(name).save_pretrained(tmp_path / "float")
+    cls = model_class(name)
+
+    def fill(self, module):
+        for child in module.children():
+            if isinstance(child, (torch.nn.Linear, QLinear)):
+                transformers.initialization.constant_(child.weight, 7.0)
+                if child.bias is not None:
+                    transformers.initialization.constant_(child.bias, 7.0)
+
+    monkeypatch.setattr(cls, "_init_weights", fill)
+    expected = cls.from_pretrained(tmp_path / "float").eval()
+    quantize_model(expected, SCHEME)
+    model = cls.from_pretrained(tmp_path / "float", quantization_config=QlibConfig(**CONFIG)).eval()
+    assert_same_outputs(expected, model)
+    model.save_pretrained(tmp_path / "again")
+    assert_same_outputs(expected, cls.from_pretrained(tmp_path / "again").eval())
+
+
+def rewrite(folder, change):
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    change(tensors)
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_two_models_of_one_configuration_are_not_both_called_quantized(tmp_path):
+    config = copy.deepcopy(MODELS["Mixtral"][1])
+    one, other = (transformers.MixtralForCausalLM(config) for _ in range(2))
+    quantize_model(one, SCHEME)
+    one.save_pretrained(tmp_path / "one")
+    other.save_pretrained(tmp_path / "other")
+    assert "quantization_config" not in json.loads((tmp_path / "other" / "config.json").read_text())
+    assert one.config._experts_implementation == "qlib" != other.config._experts_implementation
+
+
+UP = "model.layers.0.mlp.up_proj"
+
+
+@pytest.mark.parametrize("part", ["packed", "scale", "zero_point"])
+def test_a_part_that_no_file_holds_is_named(part, tmp_path):
+    model = tiny_model("Llama")
+    quantize_model(model, SCHEME)
+    save_quantized(model, tmp_path / "model")
+    rewrite(tmp_path / "model", lambda tensors: tensors.pop(f"{UP}.{part}"))
+    with pytest.raises(ValueError, match=rf"model lacks {UP}\.{part}, a part of a quantized layer"):
+        model_class("Llama").from_pretrained(tmp_path / "model")
+
+
+def test_a_float_weight_of_another_shape_is_not_quantized(float_folder):
+    rewrite(float_folder, lambda tensors: tensors.update({f"{UP}.weight": torch.ones(3, 3)}))
+    with pytest.raises(ValueError, match=rf"{UP}\.weight is of shape \(3, 3\); the model needs \(96, 64\)"):
+        model_class("Llama").from_pretrained(float_folder, quantization_config=QlibConfig(**CONFIG))
+
+
+def test_a_weight_that_is_not_finite_is_named_while_it_loads(float_folder):
+    rewrite(float_folder, lambda tensors: tensors[f"{UP}.weight"].view(-1)[:1].fill_(float("nan")))
+    with pytest.raises(ValueError, match=rf"{UP}\.weight cannot be quantized: the value at \[0, 0\] is nan"):
+        model_class("Llama").from_pretrained(float_folder, quantization_config=QlibConfig(**CONFIG))
+
+
+def test_a_head_that_no_file_holds_stays_float_and_the_report_says_why(tmp_path):
+    base = tiny_model("Llama").model
+    base.save_pretrained(tmp_path / "base")
+    config = QlibConfig(**CONFIG, ignore=())
+    model = transformers.LlamaForTokenClassification.from_pretrained(tmp_path / "base", quantization_config=config)
+    assert type(model.score) is torch.nn.Linear and model.score.weight.isfinite().all()
+    assert [(layer.name, layer.why) for layer in model.hf_quantizer.report.skipped][-1] == (
+        "score",
+        "its weight was in no file",
+    )
 
 
 # ---------------------------------------------------------------- tensor parallelism
