@@ -4,11 +4,14 @@
 without ever holding the model. config.json says of each quantized layer what it takes to build it without a file.
 """
 
+import contextlib
+import copy
 import dataclasses
 import functools
+import itertools
 import json
 import math
-import pathlib
+import re
 import warnings
 from typing import NamedTuple
 
@@ -20,19 +23,16 @@ from qlib.conversion import conversions_for, convert, renamed, with_current_part
 from qlib.experts import PackedParameter, as_matrix, parameter_name
 from qlib.files import (
     CONFIG,
+    GENERATION,
     INDEX,
     PICKLES,
-    PLAN,
     begun_folder,
-    copy_missing,
+    copy_companions,
     file_header,
     folder_in_one_piece,
-    put_in_place,
-    read_json,
-    read_tensor,
+    opened_folder,
+    real_path,
     unique_tensors,
-    weight_files,
-    whole_folder,
     write_json,
     written_file,
 )
@@ -46,10 +46,11 @@ from qlib.model import (
     replace,
     still_on_meta,
     tell_transformers,
+    tensors_of,
 )
 from qlib.report import QuantizedLayer, Report, bits_per_weight, sqnr
 from qlib.scheme import Scheme
-from qlib.tensor import quantize_tensor, stored_bytes
+from qlib.tensor import SCALE_PARTS, quantize_tensor, stored_bytes
 
 METHOD = "qlib"  # what config.json calls the way a model was quantized
 
@@ -150,18 +151,21 @@ def save_quantized(model, folder, tokenizer=None, max_shard_size="5GB"):
     """Write a quantized model as a folder that `load_quantized`, transformers and the Hub understand.
 
     The folder holds config.json, which says which layers are quantized and how, and the tensors in model.safetensors,
-    or in several files and an index when they are larger than `max_shard_size`. It is written beside its place and then
-    put there, so that an interrupted save leaves the folder that was there whole. Files of that folder that have
-    nothing to do with weights, such as README.md, are kept.
+    or in several files and an index when they are larger than `max_shard_size`. All are written under a hidden name and
+    become the model in one step: an interrupted save leaves the model that was there whole, a load at any time gives
+    the one or the other, and of two saves at once the later stays. Of the folder that was there the weights that its
+    model had are removed; nothing else is, such as README.md or the weights of an adapter.
 
     Args:
         model: a torch.nn.Module with quantized layers, such as `quantize_model` and the methods leave.
-        folder: where to; its parent is made if need be.
+        folder: where to; its parent is made if need be. A link to a folder is followed.
         tokenizer: one of transformers, to go with the model, or None.
         max_shard_size: bytes, or a string such as "200MB".
 
     Raises:
-        ValueError: no layer of the model is quantized, or a tensor has no values (it is on the meta device).
+        OSError: the folder cannot be written to.
+        ValueError: no layer of the model is quantized, or a tensor has no values (it is on the meta device); or the
+            folder is a file, or a link that leads nowhere.
     """
     import huggingface_hub
 
@@ -202,13 +206,13 @@ def load_quantized(folder, model=None):
         FileNotFoundError: there is no such folder, or it lacks a file.
         ValueError: the checkpoint is cut off, foreign or unfit for the model; the message names the file and the key.
     """
-    folder = whole_folder(folder)
-    config = read_json(folder / CONFIG)
-    entries = layers_in(config, folder)
-    headers = {path: file_header(path) for path in weight_files(folder)}
-    model = empty_model(folder, config) if model is None else model
-    put_empty_layers(model, entries, folder / CONFIG)
-    fill(model, headers, folder)
+    folder = real_path(folder)
+    with opened_folder(folder) as (config, generation, files):
+        entries = layers_in(config, folder)
+        headers = {file: file.header for file in files}
+        model = empty_model(folder, config, generation, headers) if model is None else model
+        put_empty_layers(model, entries, folder / CONFIG)
+        fill(model, headers, folder)
     tell_transformers(model)
     on_meta = still_on_meta(model)
     if on_meta:
@@ -243,24 +247,102 @@ def layers_in(config, folder):
     return layers
 
 
-def empty_model(folder, config):
-    """The float model that config.json describes: parameters on the meta device, buffers real, ties tied."""
+def empty_model(folder, config, generation, headers):
+    """The float model that config.json describes: parameters on the meta device, buffers real, ties tied.
+
+    No code but that of transformers is run, whatever config.json asks for, and nothing is asked on the terminal.
+
+    Args:
+        folder: what error messages name.
+        config, generation: what config.json holds, and generation_config.json or None.
+        headers: of the weights, {WeightFile: header}: a model of far more parameters is not built.
+
+    Raises:
+        ValueError: transformers has no such model, or cannot build it.
+    """
     import accelerate
     import transformers
 
-    architecture = (config.get("architectures") or [None])[0]
-    model_class = getattr(transformers, architecture or "", None)
-    if model_class is None:
-        what = f"the architecture {architecture!r}, which transformers lacks" if architecture else "no architecture"
-        raise ValueError(f"{folder / CONFIG} names {what}: give load_quantized the model too")
-    settings = transformers.AutoConfig.from_pretrained(folder)
-    # Buffers that are in no file, such as the frequencies of a rotary embedding, are calculated here and must be real.
-    with accelerate.init_empty_weights(include_buffers=False):
-        model = model_class(settings)
-    model.tie_weights()
-    if (folder / "generation_config.json").exists() and model.can_generate():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    origin = folder / CONFIG
+    model_class, config_class = classes_of(config, origin)
+    most = 1000 + 4 * sum(len(header["tensors"]) for header in headers.values())
+    try:
+        check_counts(config, most)
+        settings = config_class.from_dict(copy.deepcopy(config), name_or_path=str(folder))
+        # Buffers that are in no file, such as the frequencies of a rotary embedding, are calculated here, and are real.
+        with accelerate.init_empty_weights(include_buffers=False), at_most_parameters(most):
+            model = model_class(settings)
+        model.tie_weights()
+    except Exception as error:  # whatever it is, it is what config.json says that raises it
+        raise ValueError(f"{origin} describes no {model_class.__name__} that can be built: {said(error)}") from error
+    if generation is not None and model.can_generate():
+        try:
+            model.generation_config = transformers.GenerationConfig.from_dict(generation)
+        except Exception as error:
+            raise ValueError(f"{folder / GENERATION} makes no sense: {said(error)}") from error
     return model
+
+
+def said(error):
+    """An error of others, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def classes_of(config, origin):
+    """(class of the model, class of its configuration) that config.json names, both of transformers.
+
+    Raises:
+        ValueError: it names none, or one that transformers lacks, maybe with code of its own.
+    """
+    import transformers
+
+    architectures, model_type = config.get("architectures"), config.get("model_type")
+    architecture = architectures[0] if isinstance(architectures, list) and architectures else None
+    model_class = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
+    is_model = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
+    known = isinstance(model_type, str) and model_type in transformers.CONFIG_MAPPING
+    if is_model and model_class is not transformers.PreTrainedModel and known:
+        return model_class, transformers.CONFIG_MAPPING[model_type]
+    if not architecture:
+        what = "no architecture"
+    elif not is_model:
+        what = f"the architecture {architecture!r}, which transformers lacks"
+    else:
+        what = f"the model type {model_type!r}, which transformers lacks"
+    if "auto_map" in config:
+        what += " (auto_map names code of the checkpoint's own, which qlib never runs)"
+    raise ValueError(
+        f"{origin} names {what}: build the model yourself, quantize_model it, and give load_quantized the model too"
+    )
+
+
+COUNTS = ("layer", "layers", "blocks", "depth", "depths", "experts")  # how numbers of modules are called
+
+
+def check_counts(config, most):
+    """Raise one clear error where a configuration asks for more than `most` layers: to build them would never end."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            check_counts(value, most)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and number > most and key.endswith(COUNTS):
+                raise ValueError(f"{key} is {number}, more than the checkpoint has tensors")
+
+
+@contextlib.contextmanager
+def at_most_parameters(most):
+    """`with at_most_parameters(most):` modules that get more parameters than that raise ValueError."""
+    count = itertools.count(1)
+
+    def check(module, name, parameter):
+        if next(count) > most:
+            raise ValueError("it has far more parameters than the checkpoint has tensors")
+
+    hook = torch.nn.modules.module.register_module_parameter_registration_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def fill(model, headers, folder):
@@ -268,7 +350,7 @@ def fill(model, headers, folder):
 
     Args:
         model: its tensors may be on the meta device.
-        headers: {path: header}, see `file_header`.
+        headers: {WeightFile: header}, see `file_header`.
         folder: what error messages call the whole.
     """
     places = model.state_dict(keep_vars=True)
@@ -280,13 +362,36 @@ def fill(model, headers, folder):
     check_tensors(model, files, conversions, places)
     filled = {name for conversion in conversions for made in conversion.makes for name in shared[id(places[made])]}
     missing = sorted(name for name in places.keys() - filled if not name.endswith(".example"))  # which are new
-    if missing:
-        raise ValueError(f"{folder} lacks {missing[0]!r}, which a {type(model).__name__} needs")
+    anew = [name for name in missing if is_made_anew(model, name)]
+    if len(anew) < len(missing):
+        lacking = next(name for name in missing if name not in anew)
+        raise ValueError(f"{folder} lacks {lacking!r}, which a {type(model).__name__} needs")
     # By hand: the library's reader maps the file into memory, and a model must outlive the file it came from.
     for conversion in progress_bar(conversions, f"loading {folder.name}"):
-        tensors = [read_tensor(files[key], key) for key in conversion.keys]
+        tensors = [files[key].read(key) for key in conversion.keys]
         for name, tensor in convert(model, conversion, tensors).items():
             put_tensor(model, shared[id(places[name])], tensor)
+    if anew:
+        make_anew(model, anew)
+
+
+def is_made_anew(model, name):
+    """Whether a model of transformers makes a tensor by itself where no file holds it, such as a table of sinusoids."""
+    patterns = [getattr(model, f"_keys_to_ignore_on_{when}", None) or () for when in ("load_missing", "save")]
+    return any(re.search(pattern, name) for pattern in itertools.chain(*patterns))
+
+
+def make_anew(model, names):
+    """Have a model of transformers make these tensors; what was read stays as it is."""
+    for tensor in tensors_of(model).values():
+        tensor._is_hf_initialized = True
+    for module in model.modules():
+        if not isinstance(module, PackedLayer):
+            module._is_hf_initialized = False
+    for name in names:
+        owner, _, key = name.rpartition(".")
+        put_tensor(model, [name], torch.empty_like(getattr(model.get_submodule(owner), key), device="cpu"))
+    model.initialize_weights()
 
 
 def conversions_of_own(model, places, headers):
@@ -346,10 +451,11 @@ def check_tensors(model, files, conversions, places):
 
     Args:
         model: the model, for its name.
-        files: {key: path}.
+        files: {key: WeightFile}.
         conversions: list of Conversion.
         places: {name: tensor} of the model.
     """
+    exact = exact_scales(model)
     for conversion in conversions:
         key = conversion.keys[0]
         for name, (dtype, shape) in conversion.makes.items():
@@ -358,9 +464,24 @@ def check_tensors(model, files, conversions, places):
             place = places[name]
             if shape != tuple(place.shape):
                 raise ValueError(f"{files[key]}: {key} is of shape {shape}; the model needs {tuple(place.shape)}")
-            both_float = dtype.is_floating_point and place.dtype.is_floating_point
-            if dtype != place.dtype and not both_float:
+            if dtype != place.dtype and (name in exact or not fits(dtype, place.dtype)):
                 raise ValueError(f"{files[key]}: {key} is {dtype}; the model needs {place.dtype}")
+
+
+def fits(stored, needed):
+    """Whether a tensor of one dtype may take the place of another: both floats, and none a float8, which is a code."""
+    return {stored, needed} <= {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+
+
+def exact_scales(model):
+    """The names of the scales in a quantized model that have a format of their own, and so a dtype."""
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PackedLayer)]
+    return {
+        f"{name}.{part}"
+        for name, layer in layers
+        if layer.scheme.scales != "float32"
+        for part in SCALE_PARTS[layer.scheme.scales]
+    }
 
 
 # ---------------------------------------------------------------- a checkpoint, tensor by tensor
@@ -385,14 +506,17 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
     """Quantize a checkpoint of transformers without loading the model: one tensor is held at a time.
 
     The result is what `save_quantized` would have written of the quantized model. When the work is interrupted, the
-    files that were finished stay in a hidden folder beside `folder`, and the same call goes on after them.
+    files that were finished stay in a hidden folder, in `folder` or beside it, and the same call goes on after them.
 
     What transformers puts together on loading, such as the experts of a mixture, is put together here: then the
     tensors of one layer's experts are held at a time.
 
+    The other files of `source` are copied, but for pickles. What a link leads to is copied where it belongs to the
+    checkpoint (it lies in `source`, or in the Hub's cache); other links are left out with a warning.
+
     Args:
         source: a folder with config.json and the weights in safetensors files.
-        folder: where to; it must not be `source`.
+        folder: where to; it must not be `source`, nor lie in it.
         scheme: a Scheme, for rounding. The methods beyond it want the model itself.
         ignore: as for `quantize_model`.
 
@@ -401,54 +525,57 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
 
     Raises:
         FileNotFoundError: `source` lacks a file.
-        ValueError: a file is cut off or foreign, a weight is missing or cannot be quantized; the message names both.
+        ValueError: a file is cut off or foreign, or changes while it is read; a weight is missing or cannot be
+            quantized; the message names both. Or another process is quantizing to the same folder.
     """
-    source, folder = pathlib.Path(source), pathlib.Path(folder)
-    if source.resolve() == folder.resolve():
-        raise ValueError(f"{folder} is the checkpoint itself; write the quantized one to another folder")
+    source, folder = real_path(source), real_path(folder)
+    if source == folder or source in folder.parents:
+        where = "is the checkpoint itself" if source == folder else f"lies in the checkpoint {source}"
+        raise ValueError(f"{folder} {where}; write the quantized one to another folder, outside it")
     if not isinstance(scheme, Scheme):
         raise TypeError(f"scheme must be a qlib.Scheme, such as Scheme(bits=8), not {scheme!r}")
-    config = read_json(source / CONFIG)
-    if "quantization_config" in config:
-        raise ValueError(f"{source / CONFIG} says that this checkpoint is quantized already")
-    headers = {path: file_header(path) for path in weight_files(source)}
-    model = empty_model(source, config)
-    packs = parameters_to_pack(model, ignore)
-    chosen, skipped = choose_layers(model, ignore, packs.keys())
-    targets = targets_of(model, chosen, packs)
-    tensors = {key: kind for header in headers.values() for key, kind in header["tensors"].items()}
-    conversions, homeless = conversions_for(model, tensors)
-    if homeless:
-        warnings.warn(
-            f"{source}: {len(homeless)} tensors are left out, such as {homeless[0]!r}: the model has no place for them",
-            stacklevel=2,
+    with opened_folder(source) as (config, generation, opened):
+        if "quantization_config" in config:
+            raise ValueError(f"{source / CONFIG} says that this checkpoint is quantized already")
+        headers = {file: file.header for file in opened}
+        model = empty_model(source, config, generation, headers)
+        packs = parameters_to_pack(model, ignore)
+        chosen, skipped = choose_layers(model, ignore, packs.keys())
+        targets = targets_of(model, chosen, packs)
+        conversions, homeless = conversions_for(
+            model, {k: kind for h in headers.values() for k, kind in h["tensors"].items()}
         )
-    files = {key: path for path, header in headers.items() for key in header["tensors"]}
-    check_whole(source, model, conversions, files)
+        if homeless:
+            left_out = f"{len(homeless)} tensors are left out, such as {homeless[0]!r}"
+            warnings.warn(f"{source}: {left_out}: the model has no place for them", stacklevel=2)
+        files = {key: file for file, header in headers.items() for key in header["tensors"]}
+        check_source(source, model, conversions, files, targets)
 
-    entries = {name: empty_layer(model.get_submodule(name), name, scheme).settings() for name in chosen}
-    for name, layout in packs.items():
-        entries[name] = {"kind": "parameter"} | PackedParameter.empty(
-            parameter_of(model, name), name, **layout, **scheme.settings()
-        ).settings()
-    method = {"quant_method": METHOD, "layers": entries}
-    new = begun_folder(folder, {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in headers} | method)
-    weight_map, sqnrs = {}, {}
-    for path in headers:
-        here = [conversion for conversion in conversions if files[conversion.keys[0]] == path]
-        plan = planned_tensors(here, targets, scheme)
-        weight_map |= dict.fromkeys(plan, path.name)
-        if not (new / path.name).exists():
-            sqnrs |= quantize_file(new / path.name, plan, model, here, files, targets, scheme)
-    if len(headers) > 1:
-        total = sum(path.stat().st_size for path in new.glob("*.safetensors"))
-        write_json(new / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    copy_missing(source, new, but=PICKLES)
-    write_json(new / CONFIG, config | {"quantization_config": method})
-    (new / PLAN).unlink()
-    put_in_place(new, folder)
+        method = {"quant_method": METHOD, "layers": entries_to_be(model, chosen, packs, scheme)}
+        with begun_folder(folder, {file.name: list(file.state()) for file in opened} | method) as new:
+            weight_map, sqnrs = {}, {}
+            for file in opened:
+                here = [conversion for conversion in conversions if files[conversion.keys[0]] is file]
+                plan = planned_tensors(here, targets, scheme)
+                weight_map |= dict.fromkeys(plan, file.name)
+                if not is_whole(new / file.name):
+                    sqnrs |= quantize_file(new / file.name, plan, model, here, files, targets, scheme)
+            if len(opened) > 1:
+                total = sum(path.stat().st_size for path in new.glob("*.safetensors"))
+                write_json(new / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+            copy_companions(source, new, but=PICKLES)
+            write_json(new / CONFIG, config | {"quantization_config": method})
     made = {name: kind for conversion in conversions for name, kind in conversion.makes.items()}
     return report_of(model, made, targets, skipped, scheme, sqnrs)
+
+
+def entries_to_be(model, chosen, packs, scheme):
+    """What `entries_of` will give of a model that is still float."""
+    entries = {name: empty_layer(model.get_submodule(name), name, scheme).settings() for name in chosen}
+    for name, layout in packs.items():
+        packed = PackedParameter.empty(parameter_of(model, name), name, **layout, **scheme.settings())
+        entries[name] = {"kind": "parameter"} | packed.settings()
+    return entries
 
 
 def targets_of(model, chosen, packs):
@@ -471,18 +598,36 @@ def parameter_of(model, name):
     return getattr(model.get_submodule(owner), key)
 
 
-def check_whole(source, model, conversions, files):
-    """Raise one clear error unless every tensor of the model is in a file of `source`, in its shape."""
-    places = model.state_dict(keep_vars=True)
-    made = {
-        name: (conversion.keys[0], shape) for conversion in conversions for name, (_, shape) in conversion.makes.items()
-    }
-    for name, (key, shape) in made.items():
-        if name in places and shape != tuple(places[name].shape):
+def is_whole(path):
+    """Whether a file is a whole safetensors file: one that an earlier call finished."""
+    try:
+        return bool(file_header(path))
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def check_source(source, model, conversions, files, targets):
+    """Raise one clear error unless every tensor of the model is in a file of `source`, in its shape, and weights float.
+
+    Args:
+        source, model, conversions, targets: see `quantize_checkpoint`.
+        files: {key: WeightFile}.
+    """
+    places, found = model.state_dict(keep_vars=True), set()
+    for conversion in conversions:
+        key = conversion.keys[0]
+        for name, (dtype, shape) in conversion.makes.items():
+            if name not in places:
+                raise ValueError(f"{files[key]}: {key} becomes {name}, for which a {type(model).__name__} has no place")
             needed = tuple(places[name].shape)
-            raise ValueError(f"{files[key]}: {key} is of shape {shape}; the model needs {needed}")
-    found = {id(places[name]) for name in made if name in places}
-    missing = [name for name, tensor in places.items() if id(tensor) not in found]
+            if shape != needed:
+                raise ValueError(f"{files[key]}: {key} is of shape {shape}; the model needs {needed}")
+            if name in targets and not dtype.is_floating_point:
+                raise ValueError(
+                    f"{files[key]}: {key} is {dtype}; a weight to quantize must be of floating-point numbers"
+                )
+            found.add(id(places[name]))
+    missing = [name for name, tensor in places.items() if id(tensor) not in found and not is_made_anew(model, name)]
     if missing:
         raise ValueError(f"{source} lacks {missing[0]!r}, which a {type(model).__name__} needs")
 
@@ -520,7 +665,7 @@ def quantize_file(path, plan, model, conversions, files, targets, scheme):
     with written_file(path, plan) as write:
         for conversion in progress_bar(conversions, f"quantizing {path.name}"):
             # Nothing here keeps a tensor that was read: it is gone before the next one is.
-            made = convert(model, conversion, [read_tensor(files[key], key) for key in conversion.keys])
+            made = convert(model, conversion, [files[key].read(key) for key in conversion.keys])
             for name in list(made):
                 origin = f"{files[conversion.keys[0]]}: {name}"
                 sqnrs |= write_quantized(write, name, made.pop(name), targets.get(name), scheme, origin)
@@ -542,7 +687,8 @@ def write_quantized(write, name, tensor, target, scheme, origin):
 def report_of(model, made, targets, skipped, scheme, sqnrs):
     """The Report of a checkpoint; `made` is {name of a tensor of the float model: its (dtype, shape)}."""
     places = model.state_dict(keep_vars=True)
-    widths = {id(places[name]): dtype.itemsize for name, (dtype, _) in made.items()}  # the model's own are float32
+    widths = {id(tensor): tensor.itemsize for tensor in places.values()}
+    widths |= {id(places[name]): dtype.itemsize for name, (dtype, _) in made.items()}
     before = after = sum(dtype.itemsize * math.prod(shape) for dtype, shape in made.values())
     quantized = {}
     for name, target in targets.items():

@@ -275,6 +275,7 @@ def attach(model):
     if not isinstance(getattr(model, "hf_quantizer", None), QlibQuantizer):
         model.hf_quantizer = QlibQuantizer(QlibConfig(layers={}), pre_quantized=True)
         give_own_config(model)
+    model.config._is_quantized = True  # as after from_pretrained: Mamba, for one, then reads no weight by itself
     use_packed_experts(model)
 
 

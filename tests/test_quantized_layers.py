@@ -243,7 +243,7 @@ def test_a_checkpoint_is_quantized_on_any_grid_one_tensor_at_a_time(scheme, name
 
 def test_no_other_scheme_is_taken_for_a_checkpoint(tmp_path):
     with pytest.raises(TypeError, match=r"scheme must be a qlib\.Scheme, such as Scheme\(bits=8\), not 4"):
-        quantize_checkpoint(tmp_path, tmp_path / "model", 4)
+        quantize_checkpoint(tmp_path / "float", tmp_path / "model", 4)
 
 
 # ---------------------------------------------------------------- moved, copied and filled
