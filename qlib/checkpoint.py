@@ -4,15 +4,20 @@
 without ever holding the model. config.json says of each quantized layer what it takes to build it without a file.
 """
 
+import dataclasses
 import functools
 import json
+import math
 import pathlib
 import warnings
+from typing import NamedTuple
 
 import safetensors.torch
 import torch
 
 from qlib.console import progress_bar
+from qlib.conversion import conversions_for, convert, renamed, with_current_part
+from qlib.experts import PackedParameter, as_matrix, parameter_name
 from qlib.files import (
     CONFIG,
     INDEX,
@@ -31,20 +36,27 @@ from qlib.files import (
     write_json,
     written_file,
 )
-from qlib.linear import QEmbedding, QLinear, is_conv1d, weight_of
+from qlib.linear import PackedLayer, QEmbedding, QLinear, is_conv1d
 from qlib.methods.rescale import DividedInput
-from qlib.model import choose_layers, empty_layer, places_of, replace, still_on_meta
+from qlib.model import (
+    choose_layers,
+    empty_layer,
+    parameters_to_pack,
+    places_of,
+    replace,
+    still_on_meta,
+    tell_transformers,
+)
+from qlib.report import QuantizedLayer, Report, bits_per_weight, sqnr
 from qlib.scheme import Scheme
-from qlib.tensor import quantize_tensor
+from qlib.tensor import quantize_tensor, stored_bytes
 
 METHOD = "qlib"  # what config.json calls the way a model was quantized
 
 # The layers that quantizing leaves in a model, by what their entries in config.json call their kind.
-KINDS = {"qlinear": QLinear, "embedding": QEmbedding, "divided_input": DividedInput}
+KINDS = {"qlinear": QLinear, "embedding": QEmbedding, "parameter": PackedParameter, "divided_input": DividedInput}
 PLAIN = "qlinear"  # by far the most frequent kind, which an entry need not name
 QUANTIZED = tuple(KINDS.values())
-# Parts of an NF4 weight, as they were called in checkpoints of qlib's first version.
-OLD_PARTS = {"absmax": "scale", "absmax_scale": "scale_scale", "absmax_mean": "scale_mean"}
 
 # ---------------------------------------------------------------- from a layer to its entry, and back
 
@@ -57,6 +69,7 @@ def entries_of(model):
     entries, holders = {}, {}
     for name, layer in model.named_modules():
         if isinstance(layer, QUANTIZED):
+            name = parameter_name(name) if isinstance(layer, PackedParameter) else name
             kind = next(kind for kind, layer_class in KINDS.items() if isinstance(layer, layer_class))
             entries[name] = ({} if kind == PLAIN else {"kind": kind}) | layer.settings()
             packed = getattr(layer, "packed", None)
@@ -85,24 +98,29 @@ def put_empty_layers(model, entries, origin):
             if kind not in KINDS:
                 raise ValueError(f"its kind is {kind!r}, which this qlib does not know; it knows {', '.join(KINDS)}")
             makers[name] = functools.partial(KINDS[kind].empty, **settings), shares
-            makers[name][0](float_layer(kind), name)  # before anything is touched: do the settings make sense?
+            makers[name][0](
+                float_layer(kind, settings), name
+            )  # before anything is touched: do the settings make sense?
     except KeyError as missing:
         raise ValueError(f"{origin}: layer {name!r}: its entry lacks {missing}") from None
     except (TypeError, ValueError) as error:
         raise ValueError(f"{origin}: layer {name!r}: {error}") from None
     try:
         for name, (empty, _) in makers.items():
-            layer = model.get_submodule(name)
-            replace(model, {name: empty(layer, name).train(layer.training)})
+            owner, _, key = name.rpartition(".")
+            layer = getattr(model.get_submodule(owner), key)
+            replace(model, {name: empty(layer, name).train(model.get_submodule(owner).training)})
         for name, (_, shares) in makers.items():
             if shares is not None:
                 share_weight(model, name, shares)
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{origin} does not fit the model: {error}") from None
 
 
-def float_layer(kind):
-    """A layer such as one of this kind takes the place of, on the meta device."""
+def float_layer(kind, settings):
+    """A layer or parameter such as one of this kind and settings takes the place of, on the meta device."""
+    if kind == "parameter":
+        return torch.empty(settings["rows"], 1, device="meta")
     return torch.nn.Embedding(1, 1, device="meta") if kind == "embedding" else torch.nn.Linear(1, 1, device="meta")
 
 
@@ -189,6 +207,7 @@ def load_quantized(folder, model=None):
     model = empty_model(folder, config) if model is None else model
     put_empty_layers(model, entries, folder / CONFIG)
     fill(model, headers, folder)
+    tell_transformers(model)
     on_meta = still_on_meta(model)
     if on_meta:
         raise ValueError(
@@ -251,17 +270,40 @@ def fill(model, headers, folder):
         folder: what error messages call the whole.
     """
     places = model.state_dict(keep_vars=True)
-    names = names_in_model(model, [key for header in headers.values() for key in header["tensors"]])
+    for name in float_names(model):
+        places.pop(name, None)
+    files = {key: path for path, header in headers.items() for key in header["tensors"]}
+    conversions = conversions_of_own(model, places, headers)
     shared = names_of_tensors(places, headers.values())
-    check_tensors(model, headers, names, places)
-    filled = {name for key in names for name in shared[id(places[names[key]])]}
-    missing = sorted(places.keys() - filled)
+    check_tensors(model, files, conversions, places)
+    filled = {name for conversion in conversions for made in conversion.makes for name in shared[id(places[made])]}
+    missing = sorted(name for name in places.keys() - filled if not name.endswith(".example"))  # which are new
     if missing:
         raise ValueError(f"{folder} lacks {missing[0]!r}, which a {type(model).__name__} needs")
-    for path, header in headers.items():
-        # By hand: the library's reader maps the file into memory, and a model must outlive the file it came from.
-        for key in progress_bar(list(header["tensors"]), f"loading {path.name}"):
-            put_tensor(model, shared[id(places[names[key]])], read_tensor(path, key))
+    # By hand: the library's reader maps the file into memory, and a model must outlive the file it came from.
+    for conversion in progress_bar(conversions, f"loading {folder.name}"):
+        tensors = [read_tensor(files[key], key) for key in conversion.keys]
+        for name, tensor in convert(model, conversion, tensors).items():
+            put_tensor(model, shared[id(places[name])], tensor)
+
+
+def conversions_of_own(model, places, headers):
+    """The Conversions of a quantized model's checkpoint: what has a name of the model is that, whatever the rules."""
+    tensors = {key: kind for header in headers.values() for key, kind in header["tensors"].items()}
+    for name in float_names(model):
+        tensors.pop(name, None)
+    own = {key for key in tensors if with_current_part(key) in places}
+    others, homeless = conversions_for(model, {key: tensors[key] for key in tensors if key not in own})
+    if homeless:
+        path = next(path for path, header in headers.items() if homeless[0] in header["tensors"])
+        raise ValueError(f"{path} holds {homeless[0]!r}, for which a {type(model).__name__} has no place")
+    return [renamed(key, with_current_part(key), tensors[key]) for key in tensors if key in own] + others
+
+
+def float_names(model):
+    """The names of the float weights of quantized layers: in a state dict empty tensors have them, see PackedLayer."""
+    modules = model.named_modules(remove_duplicate=False)
+    return [layer.float_name(f"{name}.") for name, layer in modules if isinstance(layer, PackedLayer)]
 
 
 def put_tensor(model, names, tensor):
@@ -297,57 +339,44 @@ def names_of_tensors(places, headers):
     return shared
 
 
-def check_tensors(model, headers, names, places):
-    """Raise one clear error unless each tensor of the files has a place in the model, and is of its shape and kind."""
-    for path, header in headers.items():
-        for key, (dtype, shape) in header["tensors"].items():
-            if names.get(key) not in places:
-                raise ValueError(
-                    f"{path} holds {key!r}, for which a {type(model).__name__} has no place; what transformers "
-                    "rebuilds on loading, such as experts, is for from_pretrained with qlib.hf"
-                )
-            place = places[names[key]]
+def check_tensors(model, files, conversions, places):
+    """Raise one clear error unless what becomes of each tensor of the files has the shape and kind of its place.
+
+    Args:
+        model: the model, for its name.
+        files: {key: path}.
+        conversions: list of Conversion.
+        places: {name: tensor} of the model.
+    """
+    for conversion in conversions:
+        key = conversion.keys[0]
+        for name, (dtype, shape) in conversion.makes.items():
+            if name not in places:
+                raise ValueError(f"{files[key]} holds {key!r}, for which a {type(model).__name__} has no place")
+            place = places[name]
             if shape != tuple(place.shape):
-                raise ValueError(f"{path}: {key} is of shape {shape}; the model needs {tuple(place.shape)}")
+                raise ValueError(f"{files[key]}: {key} is of shape {shape}; the model needs {tuple(place.shape)}")
             both_float = dtype.is_floating_point and place.dtype.is_floating_point
             if dtype != place.dtype and not both_float:
-                raise ValueError(f"{path}: {key} is {dtype}; the model needs {place.dtype}")
-
-
-def names_in_model(model, keys):
-    """{key of a checkpoint: its name in the model}; a key for which the model has no place is left out.
-
-    transformers saves some models under other names than its classes use, and older checkpoints lack a prefix or call a
-    weight gamma: its own rules say which name is meant. What it puts together from several tensors, such as the experts
-    of a mixture, keeps its key.
-    """
-    places = model.state_dict()
-    current = {key: with_current_part(key) for key in keys}
-    if not hasattr(model, "base_model_prefix"):
-        return {key: name for key, name in current.items() if name in places}
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, rename_source_key
-
-    rules = get_model_conversion_mapping(model)
-    renamings = [rule for rule in rules if not isinstance(rule, WeightConverter)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    names = {}
-    for key, current_key in current.items():
-        name, converter = rename_source_key(current_key, renamings, converters, model.base_model_prefix, places)
-        if current_key in places or converter is not None:
-            names[key] = current_key
-        elif name in places:
-            names[key] = name
-    return names
-
-
-def with_current_part(key):
-    """The name of a tensor with the name that its part has now: "w.absmax", of NF4 weights, is "w.scale"."""
-    layer, dot, part = key.rpartition(".")
-    return f"{layer}{dot}{OLD_PARTS.get(part, part)}"
+                raise ValueError(f"{files[key]}: {key} is {dtype}; the model needs {place.dtype}")
 
 
 # ---------------------------------------------------------------- a checkpoint, tensor by tensor
+
+
+class Target(NamedTuple):
+    """A weight of a checkpoint that is to be quantized.
+
+    Args:
+        layer: what the report calls it: the name of its layer, or its own if it is a parameter of experts.
+        prefix: of the names of its parts.
+        rows, transposed: how it lies as a matrix: see PackedParameter.
+    """
+
+    layer: str
+    prefix: str
+    rows: int
+    transposed: bool = False
 
 
 def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
@@ -356,8 +385,8 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
     The result is what `save_quantized` would have written of the quantized model. When the work is interrupted, the
     files that were finished stay in a hidden folder beside `folder`, and the same call goes on after them.
 
-    What transformers itself rebuilds on loading, such as the experts of a mixture, is copied as it is; a checkpoint
-    with such tensors is for `from_pretrained` (see qlib.hf) and not for `load_quantized`.
+    What transformers puts together on loading, such as the experts of a mixture, is put together here: then the
+    tensors of one layer's experts are held at a time.
 
     Args:
         source: a folder with config.json and the weights in safetensors files.
@@ -366,7 +395,7 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
         ignore: as for `quantize_model`.
 
     Returns:
-        the names of the layers that were quantized.
+        a Report; the SQNR of what an interrupted call had finished is NaN.
 
     Raises:
         FileNotFoundError: `source` lacks a file.
@@ -382,30 +411,33 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
         raise ValueError(f"{source / CONFIG} says that this checkpoint is quantized already")
     headers = {path: file_header(path) for path in weight_files(source)}
     model = empty_model(source, config)
-    chosen, places = choose_layers(model, ignore)[0], places_of(model)
-    layers = {f"{place}.weight": model.get_submodule(name) for name in chosen for place in places[name]}
-    names = names_in_model(model, [key for header in headers.values() for key in header["tensors"]])
-    homeless = [key for header in headers.values() for key in header["tensors"] if key not in names]
+    packs = parameters_to_pack(model, ignore)
+    chosen, skipped = choose_layers(model, ignore, packs.keys())
+    targets = targets_of(model, chosen, packs)
+    tensors = {key: kind for header in headers.values() for key, kind in header["tensors"].items()}
+    conversions, homeless = conversions_for(model, tensors)
     if homeless:
         warnings.warn(
             f"{source}: {len(homeless)} tensors are left out, such as {homeless[0]!r}: the model has no place for them",
             stacklevel=2,
         )
-    check_weights(source, headers, names, layers)
+    files = {key: path for path, header in headers.items() for key in header["tensors"]}
+    check_whole(source, model, conversions, files)
 
     entries = {name: empty_layer(model.get_submodule(name), name, scheme).settings() for name in chosen}
+    for name, layout in packs.items():
+        entries[name] = {"kind": "parameter"} | PackedParameter.empty(
+            parameter_of(model, name), name, **layout, **scheme.settings()
+        ).settings()
     method = {"quant_method": METHOD, "layers": entries}
     new = begun_folder(folder, {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in headers} | method)
-    weight_map = {}
-    for path, header in headers.items():
-        plan = {
-            key: planned_tensors(names[key], header["tensors"][key], layers, scheme)
-            for key in header["tensors"]
-            if key in names
-        }
-        weight_map |= dict.fromkeys([name for tensors in plan.values() for name in tensors], path.name)
+    weight_map, sqnrs = {}, {}
+    for path in headers:
+        here = [conversion for conversion in conversions if files[conversion.keys[0]] == path]
+        plan = planned_tensors(here, targets, scheme)
+        weight_map |= dict.fromkeys(plan, path.name)
         if not (new / path.name).exists():
-            quantize_file(path, new / path.name, plan, names, layers, scheme)
+            sqnrs |= quantize_file(new / path.name, plan, model, here, files, targets, scheme)
     if len(headers) > 1:
         total = sum(path.stat().st_size for path in new.glob("*.safetensors"))
         write_json(new / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
@@ -413,57 +445,115 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
     write_json(new / CONFIG, config | {"quantization_config": method})
     (new / PLAN).unlink()
     put_in_place(new, folder)
-    return chosen
+    made = {name: kind for conversion in conversions for name, kind in conversion.makes.items()}
+    return report_of(model, made, targets, skipped, scheme, sqnrs)
 
 
-def check_weights(source, headers, names, layers):
-    """Raise one clear error unless every layer's weight is in a file of `source`, in its shape."""
-    found = {id(layers[name]) for name in names.values() if name in layers}  # under one name, if it has several
-    missing = [name for name, layer in layers.items() if id(layer) not in found]
+def targets_of(model, chosen, packs):
+    """{name of a weight in the model: Target} of all that is to be quantized, a layer's under each of its names."""
+    places, targets = places_of(model), {}
+    for name in chosen:
+        layer = model.get_submodule(name)
+        transposed = is_conv1d(layer)
+        for place in places[name]:
+            targets[f"{place}.weight"] = Target(name, f"{place}.", layer.weight.shape[transposed], transposed)
+    for name, layout in packs.items():
+        owner, _, key = name.rpartition(".")
+        targets[name] = Target(name, f"{owner}.parametrizations.{key}.0.", **layout)
+    return targets
+
+
+def parameter_of(model, name):
+    """The parameter of a name."""
+    owner, _, key = name.rpartition(".")
+    return getattr(model.get_submodule(owner), key)
+
+
+def check_whole(source, model, conversions, files):
+    """Raise one clear error unless every tensor of the model is in a file of `source`, in its shape."""
+    places = model.state_dict(keep_vars=True)
+    made = {
+        name: (conversion.keys[0], shape) for conversion in conversions for name, (_, shape) in conversion.makes.items()
+    }
+    for name, (key, shape) in made.items():
+        if name in places and shape != tuple(places[name].shape):
+            needed = tuple(places[name].shape)
+            raise ValueError(f"{files[key]}: {key} is of shape {shape}; the model needs {needed}")
+    found = {id(places[name]) for name in made if name in places}
+    missing = [name for name, tensor in places.items() if id(tensor) not in found]
     if missing:
-        raise ValueError(f"{source} lacks {missing[0]!r}, a weight that is to be quantized")
-    for path, header in headers.items():
-        for key, (_, shape) in header["tensors"].items():
-            layer = layers.get(names.get(key))
-            if layer is not None and tuple(shape) != tuple(layer.weight.shape):
-                raise ValueError(
-                    f"{path}: {key} is of shape {tuple(shape)}; the model needs {tuple(layer.weight.shape)}"
-                )
+        raise ValueError(f"{source} lacks {missing[0]!r}, which a {type(model).__name__} needs")
 
 
-def planned_tensors(name, stored, layers, scheme):
-    """What one tensor of a checkpoint becomes: {name: (dtype, shape)}.
+def planned_tensors(conversions, targets, scheme):
+    """What becomes of the tensors of one file of a checkpoint: {name: (dtype, shape)}."""
+    planned = {}
+    for name, (dtype, shape) in (made for conversion in conversions for made in conversion.makes.items()):
+        if name in targets:
+            rows = targets[name].rows
+            empty = PackedLayer(rows, math.prod(shape) // max(rows, 1), scheme, device="meta").qtensor
+            parts = stored_parts(name, targets[name], empty, dtype)
+            planned |= {part: (tensor.dtype, tuple(tensor.shape)) for part, tensor in parts.items()}
+        else:
+            planned[name] = (dtype, shape)
+    return planned
+
+
+def stored_parts(name, target, qtensor, dtype):
+    """{name: tensor} that stand in a file for a quantized weight; in its own place an empty one, see PackedLayer."""
+    empty = torch.empty(0, dtype=dtype)
+    parts = qtensor.parts | {"example": empty}
+    return {f"{target.prefix}{part}": tensor for part, tensor in parts.items()} | {name: empty}
+
+
+def quantize_file(path, plan, model, conversions, files, targets, scheme):
+    """Write one safetensors file of what conversions make, quantized; returns {name of a layer: SQNR}.
 
     Args:
-        name: its name in the model.
-        stored: its (dtype, shape) in the checkpoint.
-        layers: {name of a weight to quantize: its layer, on the meta device}.
-        scheme: a Scheme.
+        path: the file.
+        plan: what `planned_tensors` gives.
+        model, conversions, files, targets, scheme: see `quantize_checkpoint`.
     """
-    if name not in layers:
-        return {name: stored}
-    outputs, inputs = weight_of(layers[name], name).shape
-    parts = QLinear(inputs, outputs, scheme, bias=False, device="meta").state_dict()
-    return {
-        f"{name.removesuffix('weight')}{part}": (tensor.dtype, tuple(tensor.shape)) for part, tensor in parts.items()
-    }
+    sqnrs = {}
+    with written_file(path, plan) as write:
+        for conversion in progress_bar(conversions, f"quantizing {path.name}"):
+            # Nothing here keeps a tensor that was read: it is gone before the next one is.
+            made = convert(model, conversion, [read_tensor(files[key], key) for key in conversion.keys])
+            for name in list(made):
+                origin = f"{files[conversion.keys[0]]}: {name}"
+                sqnrs |= write_quantized(write, name, made.pop(name), targets.get(name), scheme, origin)
+    return sqnrs
 
 
-def quantize_file(source, target, plan, names, layers, scheme):
-    """Quantize one safetensors file into another, tensor by tensor; `plan` is {key: planned_tensors}."""
-    planned = {name: kind for tensors in plan.values() for name, kind in tensors.items()}
-    with written_file(target, planned) as write:
-        for key in progress_bar(list(plan), f"quantizing {source.name}"):
-            layer = layers.get(names[key])
-            # Nothing here keeps the tensor that was read: it is gone before the next one is.
-            for name, part in parts_of(names[key], read_tensor(source, key), layer, scheme, f"{source}: {key}").items():
-                write(name, part)
-            del part
+def write_quantized(write, name, tensor, target, scheme, origin):
+    """Write a tensor as it is, or what its `target` says it becomes; returns {name of a layer: SQNR}."""
+    if target is None:
+        write(name, tensor)
+        return {}
+    matrix = as_matrix(tensor, target.rows, target.transposed)
+    qtensor = quantize_tensor(matrix, scheme, origin)
+    for part, values in stored_parts(name, target, qtensor, tensor.dtype).items():
+        write(part, values)
+    return {target.layer: sqnr(matrix, qtensor.dequantize())}
 
 
-def parts_of(name, tensor, layer, scheme, origin):
-    """{name: tensor} to be written in the place of one tensor: itself, or a QTensor's parts if there is a `layer`."""
-    if layer is None:
-        return {name: tensor}
-    qtensor = quantize_tensor(tensor.T if is_conv1d(layer) else tensor, scheme, origin)
-    return {f"{name.removesuffix('weight')}{part}": values for part, values in qtensor.parts.items()}
+def report_of(model, made, targets, skipped, scheme, sqnrs):
+    """The Report of a checkpoint; `made` is {name of a tensor of the float model: its (dtype, shape)}."""
+    places = model.state_dict(keep_vars=True)
+    widths = {id(places[name]): dtype.itemsize for name, (dtype, _) in made.items()}  # the model's own are float32
+    before = after = sum(dtype.itemsize * math.prod(shape) for dtype, shape in made.values())
+    quantized = {}
+    for name, target in targets.items():
+        if name in made:
+            weight = places[name]
+            matrix = target.rows, weight.numel() // max(target.rows, 1)
+            old, new = weight.numel() * widths[id(weight)], stored_bytes(matrix, scheme)
+            line = target.layer, scheme, old, new, bits_per_weight(matrix, scheme), sqnrs.get(target.layer, math.nan)
+            quantized[target.layer] = QuantizedLayer(*line)
+            after += new - old
+    left = []
+    for layer in skipped:
+        weights = model.get_submodule(layer.name).named_parameters(recurse=False)
+        floats = [weight for key, weight in weights if weight.ndim > 1 and f"{layer.name}.{key}" not in targets]
+        left.append(dataclasses.replace(layer, nbytes=sum(w.numel() * widths[id(w)] for w in floats)))
+    return Report(list(quantized.values()), left, before, after)

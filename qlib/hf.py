@@ -13,17 +13,26 @@ interfaces of transformers 5.23: `register_quantization_config` and `register_qu
 import dataclasses
 import re
 
-from transformers.core_model_loading import ConversionOps, WeightRenaming
+import torch
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from qlib.checkpoint import METHOD, OLD_PARTS, QUANTIZED, entries_of, put_empty_layers, share_weight
+from qlib.checkpoint import METHOD, QUANTIZED, entries_of, put_empty_layers, share_weight
+from qlib.conversion import OLD_PARTS
+from qlib.experts import PackedParameter, as_matrix, experts_forward
 from qlib.kernels.choose import plan_for
-from qlib.linear import QLinear
-from qlib.model import choose_layers, replace
+from qlib.linear import PackedLayer, QLinear
+from qlib.model import choose_layers, matrix_of, parameters_to_pack, replace, report_lines, tensors_of
+from qlib.report import Report, SkippedLayer, state_dict_bytes
 from qlib.scheme import SHARED_SCALES, Scheme
 from qlib.tensor import QTensor
+
+# Of transformers' ways to compute a mixture's experts, the one that reads packed weights.
+ALL_EXPERTS_FUNCTIONS.register(METHOD, experts_forward)
 
 
 @register_quantization_config(METHOD)
@@ -34,6 +43,7 @@ class QlibConfig(QuantizationConfigMixin):
         bits, symmetric, axis, group_size, grid, scales: as for Scheme.
         activation_bits: None for float activations, 8 for int8 ones: see QLinear.
         ignore: names and globs of layers to leave, as for `quantize_model`.
+        other_weights: whether every other large weight is packed as well: see `quantize_model`.
         layers: {name: entry, see `qlib.checkpoint`} of a model that is quantized already; config.json has it, and
             nobody else gives it.
 
@@ -51,13 +61,14 @@ class QlibConfig(QuantizationConfigMixin):
         scales="float32",
         ignore=("lm_head",),
         activation_bits=None,
+        other_weights=False,
         layers=None,
         quant_method=METHOD,
     ):
         self.quant_method = quant_method
         scheme = Scheme(bits, symmetric, axis, group_size, grid, scales)
         self.bits, self.symmetric, self.axis, self.group_size, self.grid, self.scales = dataclasses.astuple(scheme)
-        self.activation_bits = activation_bits
+        self.activation_bits, self.other_weights = activation_bits, other_weights
         self.ignore = [ignore] if isinstance(ignore, str) else list(ignore)
         self.layers = layers
 
@@ -65,30 +76,59 @@ class QlibConfig(QuantizationConfigMixin):
     def scheme(self):
         return Scheme(self.bits, self.symmetric, self.axis, self.group_size, self.grid, self.scales)
 
+    def to_dict(self):
+        """What config.json says: of a quantized model its layers, what was asked for being in them."""
+        settings = super().to_dict()
+        return settings if self.layers is None else {key: settings[key] for key in ("quant_method", "layers")}
+
 
 @register_quantizer(METHOD)
 class QlibQuantizer(HfQuantizer):
-    """Puts QLinear layers in a model that transformers loads: empty ones for a file to fill, or one a float weight."""
+    """Puts quantized layers in a model that transformers loads: empty ones for a file to fill, or one a float weight.
+
+    After loading, `model.hf_quantizer.report` is a Report of what a float checkpoint became.
+    """
+
+    report = None
 
     def _process_model_before_weight_loading(self, model, **_):
         if self.pre_quantized:
-            origin = f"config.json of {model.name_or_path or 'the model'}"
-            put_empty_layers(model, self.quantization_config.layers, origin)
-            # What layers share is stored once, and put back when all is read.
-            missing = {f"^{re.escape(name)}\\.(?!(bias|example)$)" for name in self.shared_layers()}
-            model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), *missing}
-            model.all_tied_weights_keys = {
-                target: source
-                for target, source in model.all_tied_weights_keys.items()
-                if not isinstance(model.get_submodule(target.rpartition(".")[0]), QUANTIZED)
-            }
+            self.expect_quantized(model)
             return
         if model.tp_size is not None:
             raise ValueError("tensor parallelism takes a model that is quantized already: save_quantized it first")
         # transformers ties weights only after it has loaded them, so what will be tied has to be asked for.
         tied = {*model.all_tied_weights_keys, *model.all_tied_weights_keys.values()}
-        chosen, _ = choose_layers(model, self.quantization_config.ignore)
+        config = self.quantization_config
+        packs = parameters_to_pack(model, config.ignore, config.other_weights)
+        self.packs = {name: layout for name, layout in packs.items() if name not in tied}
+        chosen, _ = choose_layers(model, config.ignore, self.packs.keys())
         self.weights = {f"{name}.weight" for name in chosen} - tied
+        self.lines = []
+        # What one tensor of a file becomes several of is converted in the name of the first.
+        rules = [rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightConverter)]
+        self.several = [rule.target_patterns[0] for rule in rules if len(rule.target_patterns) > 1]
+
+    def expect_quantized(self, model):
+        """Make a float model ready for the file of a quantized one."""
+        config = self.quantization_config
+        origin = f"config.json of {model.name_or_path or 'the model'}"
+        config.layers = entries_in_model(config.layers, model)
+        put_empty_layers(model, config.layers, origin)
+        # What layers share is stored once, and put back when all is read.
+        missing = {f"^{re.escape(name)}\\.(?!(bias|example)$)" for name in self.shared_layers()}
+        model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), *missing}
+        # In the places of the float weights the file has empty tensors.
+        empty = {rf"(^|\.){re.escape(name)}\.weight$" for name in config.layers}
+        empty |= {
+            rf"(^|\.){re.escape(name)}$" for name, entry in config.layers.items() if entry.get("kind") == "parameter"
+        }
+        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *empty}
+        model.all_tied_weights_keys = {
+            target: source
+            for target, source in model.all_tied_weights_keys.items()
+            if not isinstance(model.get_submodule(target.rpartition(".")[0]), QUANTIZED)
+        }
 
     def shared_layers(self):
         """{name of a layer: the name of the layer whose weight it shares}."""
@@ -97,32 +137,42 @@ class QlibQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model, **_):
         if self.pre_quantized:
+            check_all_read(model, self.shared_layers())
             for name, other in self.shared_layers().items():
                 share_weight(model, name, other)
+        else:
+            self.report = self.report_of(model)
         self.quantization_config.layers = entries_of(model)
-        # transformers would undo the renamings when it saves the model.
-        if getattr(model, "_weight_conversions", None):
-            model._weight_conversions = [rule for rule in model._weight_conversions if rule not in self.renamings]
+        use_packed_experts(model)
         if model.tp_size is not None:
             share_layers(model)
+
+    def report_of(self, model):
+        """The Report of a model that was quantized while it was loaded."""
+        fresh, skipped = choose_layers(model, self.quantization_config.ignore, self.packs.keys())
+        skipped += [SkippedLayer(name, "its weight was in no file", matrix_of(model, name).nbytes) for name in fresh]
+        after = state_dict_bytes(tensors_of(model))
+        saved = sum(line.bytes_before - line.bytes_after for line in self.lines)
+        return Report(self.lines, skipped, after + saved, after)
 
     def get_state_dict_and_metadata(self, model):
         """What to save: what layers share once. config.json is told of all layers that are quantized by now."""
         self.quantization_config.layers = entries_of(model)
-        shared = tuple(f"{name}." for name in self.shared_layers())
-        if not shared:
-            return None, {}
-        state = model.state_dict()
+        model.config.quantization_config = self.quantization_config
+        model._weight_conversions = []  # no name is changed back: a folder has the model's own, as from save_quantized
+        state, shared = model.state_dict(), tuple(f"{name}." for name in self.shared_layers())
         own = (".bias", ".example")  # which a layer that shares its weight has all the same
         return {key: state[key] for key in state if not key.startswith(shared) or key.endswith(own)}, {}
 
     def get_weight_conversions(self):
         """How the tensors of qlib's first version are called now."""
-        self.renamings = [WeightRenaming(rf"\.{old}$", f".{new}") for old, new in OLD_PARTS.items()]
-        return self.renamings
+        return [WeightRenaming(rf"\.{old}$", f".{new}") for old, new in OLD_PARTS.items()]
 
     def param_needs_quantization(self, model, param_name, **_):
-        return not self.pre_quantized and param_name in self.weights
+        if self.pre_quantized:
+            return False
+        first_of_several = any(re.search(pattern, param_name) for pattern in self.several)
+        return first_of_several or param_name in self.weights or param_name in self.packs
 
     def param_element_size(self, model, param_name, param):
         scheme = self.quantization_config.scheme
@@ -133,31 +183,100 @@ class QlibQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self):
-        return False
+        return True
 
     def is_serializable(self):
         return True
 
 
 class QuantizeWeight(ConversionOps):
-    """What is done with one float weight that was read for a linear layer: a QLinear takes the layer's place."""
+    """What is done with the float weights that were read: quantized ones take the places of their layers."""
 
     def __init__(self, quantizer):
         self.quantizer = quantizer
 
-    def convert(self, input_dict, model=None, full_layer_name=None, missing_keys=None, **_):
-        """Quantize the one tensor in `input_dict`, {pattern: tensor or [tensor]}; nothing is left to be set."""
-        (weight,) = input_dict.values()
-        weight = weight[0] if isinstance(weight, list) else weight
-        name = full_layer_name.removesuffix(".weight")
-        layer = model.get_submodule(name)
-        layer.weight = type(layer.weight)(weight, requires_grad=False)
-        config = self.quantizer.quantization_config
-        quantized = QLinear.from_linear(layer, config.scheme, name, config.activation_bits)
-        quantized._is_hf_initialized = True
+    def convert(self, input_dict, model=None, missing_keys=None, **_):
+        """Quantize the tensors of `input_dict`, {name: tensor or [tensor]}; returns those to be set as they are."""
+        left = {}
+        for name, weight in input_dict.items():
+            weight = weight[0] if isinstance(weight, list) else weight
+            if name in self.quantizer.weights or name in self.quantizer.packs:
+                self.put_quantized(model, name, weight)
+                missing_keys.discard(name)
+            else:
+                left[name] = weight
+        return left
+
+    def put_quantized(self, model, name, weight):
+        owner, _, key = name.rpartition(".")
+        module = model.get_submodule(owner)
+        old = getattr(module, key)
+        if weight.shape != old.shape:
+            raise ValueError(f"{name} is of shape {tuple(weight.shape)}; the model needs {tuple(old.shape)}")
+        setattr(module, key, torch.nn.Parameter(weight, requires_grad=False))
+        config, packs = self.quantizer.quantization_config, self.quantizer.packs
+        if name in packs:
+            quantized = PackedParameter.from_parameter(weight, config.scheme, **packs[name], name=name)
+            matrix = as_matrix(weight, **packs[name])
+        else:
+            name = owner
+            quantized = QLinear.from_linear(module, config.scheme, name, config.activation_bits)
+            matrix = matrix_of(model, name).detach()
+        mark_as_read(quantized, module)
+        self.quantizer.lines += report_lines(name, matrix, {name: quantized})
         replace(model, {name: quantized})
-        missing_keys.discard(full_layer_name)
-        return {}
+
+
+def entries_in_model(entries, model):
+    """Entries under the names that a model has: those of a base model lack its prefix, those of a head have it.
+
+    What belongs to another head is left out: a base model has no use for it.
+    """
+    prefix = getattr(model, "base_model_prefix", "")
+    names = {name for name, _ in [*model.named_modules(), *model.named_parameters()]}
+    children, found = {name for name, _ in model.named_children()}, {}
+    for name, entry in entries.items():
+        candidates = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
+        own = next((candidate for candidate in candidates if candidate in names), name)
+        if own in names or own.partition(".")[0] in children:
+            found[own] = entry
+    return found
+
+
+def mark_as_read(quantized, layer):
+    """Keep transformers from initializing what a quantized layer holds: all but a bias that is yet to be read."""
+    for name, tensor in tensors_of(quantized).items():
+        was_read = getattr(getattr(layer, name, None), "_is_hf_initialized", False)
+        tensor._is_hf_initialized = name != "bias" or was_read
+
+
+def check_all_read(model, shared):
+    """Raise one clear error if a part of a quantized layer was in no file: it would be whatever the memory held."""
+    for name, layer in model.named_modules():
+        if not isinstance(layer, PackedLayer):
+            continue
+        for part, tensor in layer.named_buffers(recurse=False):
+            read = getattr(tensor, "_is_hf_initialized", False) or tensor.is_meta  # on the disk, that is
+            if not read and (name not in shared or part == "bias"):
+                raise ValueError(
+                    f"{model.name_or_path or 'the checkpoint'} lacks {name}.{part}, a part of a quantized layer"
+                )
+
+
+def attach(model):
+    """Let transformers' own save_pretrained write a model that was quantized after it was loaded or made."""
+    if not isinstance(getattr(model, "hf_quantizer", None), QlibQuantizer):
+        model.hf_quantizer = QlibQuantizer(QlibConfig(layers={}), pre_quantized=True)
+    use_packed_experts(model)
+
+
+def use_packed_experts(model):
+    """Compute a mixture by `experts_forward`, if experts of the model are packed."""
+    if (
+        any(isinstance(module, PackedParameter) for module in model.modules())
+        and model._can_set_experts_implementation()
+    ):
+        model.set_experts_implementation(METHOD)
 
 
 # ---------------------------------------------------------------- tensor parallelism

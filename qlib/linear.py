@@ -24,10 +24,15 @@ class PackedLayer(torch.nn.Module):
 
     They are buffers and no Parameters: integers have no gradient, and an optimizer must not touch them. The scales keep
     their dtype when the model is moved to half precision, where a small one would become zero.
+
+    In a state dict an empty tensor stands in the place of the float weight. Whatever loads the file as that of a float
+    model, as transformers does where nobody has imported qlib.hf, then fails on its shape, instead of going on with
+    random weights.
     """
 
-    def __init__(self, rows, columns, scheme, device=None):
+    def __init__(self, rows, columns, scheme, dtype=torch.float32, device=None):
         super().__init__()
+        self.example = torch.nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
         self.scheme, self.weight_shape = scheme, (rows, columns)
         shapes = part_shapes(self.weight_shape, scheme)
         for part, dtype in part_dtypes(scheme).items():
@@ -44,6 +49,8 @@ class PackedLayer(torch.nn.Module):
     @qtensor.setter
     def qtensor(self, qtensor):
         self.scheme, self.weight_shape = qtensor.scheme, tuple(qtensor.shape)
+        empty = torch.empty_like(self.example, device=qtensor.packed.device)
+        self.example = torch.nn.Parameter(empty, requires_grad=False)
         for part, values in qtensor.parts.items():
             setattr(self, part, values)
 
@@ -74,8 +81,20 @@ class PackedLayer(torch.nn.Module):
         keep_dtypes(self, before)
         return self
 
+    def float_name(self, prefix):
+        """The name of the float weight, of a layer whose own tensors' names begin with `prefix`."""
+        return f"{prefix}weight"
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self.packed.is_meta:  # there it waits for a file, which may be older
+            destination[self.float_name(prefix)] = self.example.detach()
+
     def _load_from_state_dict(self, state_dict, prefix, *arguments):
         """Make room for zero points that are fractions: copied into integers they would be cut off."""
+        if state_dict.get(self.float_name(prefix), torch.ones(1)).numel() == 0:
+            state_dict.pop(self.float_name(prefix))
+        state_dict.setdefault(f"{prefix}example", self.example)
         zero_point = state_dict.get(f"{prefix}zero_point")
         if self.zero_point is not None and zero_point is not None and zero_point.is_floating_point():
             self.zero_point = self.zero_point.to(zero_point.dtype)
@@ -107,7 +126,7 @@ class QLinear(PackedLayer):
     """
 
     def __init__(self, in_features, out_features, scheme, bias=True, device=None, activation_bits=None):
-        super().__init__(out_features, in_features, scheme, device)
+        super().__init__(out_features, in_features, scheme, device=device)
         self.in_features, self.out_features = in_features, out_features
         self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
         self.plan = kernels.plan_for(scheme, in_features)
@@ -221,10 +240,8 @@ class QEmbedding(PackedLayer):
     """
 
     def __init__(self, num_embeddings, embedding_dim, scheme, padding_idx=None, dtype=torch.float32, device=None):
-        super().__init__(num_embeddings, embedding_dim, scheme, device)
+        super().__init__(num_embeddings, embedding_dim, scheme, dtype, device)
         self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
-        # Empty, of the dtype of what is returned: it is moved, saved and loaded with the model, as a bias would be.
-        self.register_buffer("example", torch.empty(0, dtype=dtype, device=device))
 
     @classmethod
     def from_embedding(cls, embedding, scheme, name=None):
@@ -236,7 +253,7 @@ class QEmbedding(PackedLayer):
     def from_qtensor(cls, qtensor, embedding):
         """A layer on a table that is quantized already, whose memory it shares, for a torch.nn.Embedding."""
         layer = cls(*qtensor.shape, qtensor.scheme, embedding.padding_idx, embedding.weight.dtype, "meta")
-        layer.qtensor, layer.example = qtensor, torch.empty_like(layer.example, device=qtensor.packed.device)
+        layer.qtensor = qtensor
         return layer.train(embedding.training)
 
     @classmethod

@@ -2,11 +2,14 @@
 
 import fnmatch
 import functools
+import importlib
+import sys
 from collections import Counter
 
 import torch
 
 from qlib.console import progress_bar
+from qlib.experts import PackedParameter, as_matrix, expert_parameters, is_experts, large_parameters, put_parameter
 from qlib.linear import QEmbedding, QLinear, is_conv1d, weight_of
 from qlib.report import QuantizedLayer, Report, SkippedLayer, sqnr, state_dict_bytes
 from qlib.tensor import check_quantizable, quantize_tensor
@@ -15,16 +18,24 @@ from qlib.tensor import check_quantizable, quantize_tensor
 
 
 def quantize_model(
-    model, scheme, ignore=("lm_head",), progress=True, activation_bits=None, embeddings=False, quantize_layer=None
+    model,
+    scheme,
+    ignore=("lm_head",),
+    progress=True,
+    activation_bits=None,
+    embeddings=False,
+    other_weights=False,
+    quantize_layer=None,
 ):
-    """Quantize the weights of a model's linear layers, in place.
+    """Quantize the weights of a model's linear layers, and of the experts of a mixture, in place.
 
     Layers are replaced one at a time, so that beside the model there is never more than one layer's weight. All are
     looked at before the first is touched: a weight that cannot be quantized leaves the model as it was.
 
     A layer whose weight another module holds too, such as a head that is tied to the embedding, is left: replacing it
     would cut the tie. With `embeddings` both are quantized, and share the packed weight. A layer that stands in several
-    places is quantized once, and stays one.
+    places is quantized once, and stays one. transformers keeps the experts of a layer in one tensor for all: it becomes
+    a PackedParameter, and its inputs stay float.
 
     Args:
         model: a torch.nn.Module; its nn.Linear and Conv1D layers become QLinear.
@@ -34,7 +45,10 @@ def quantize_model(
         progress: whether to draw a progress bar where it takes more than two seconds.
         activation_bits: None for float activations, 8 for int8 ones: see QLinear.
         embeddings: whether the nn.Embedding layers become QEmbedding, too.
-        quantize_layer: what makes a QLinear of (layer, scheme, name); by default it rounds. See qlib.methods.
+        other_weights: whether every other large weight is packed as well, a last resort: of a convolution, say, or of
+            attention with code of its own. It is made real at each use, so this saves memory and costs time.
+        quantize_layer: what makes a QLinear of (layer, scheme, name); by default it rounds. See qlib.methods. Experts
+            are left then.
 
     Returns:
         a Report.
@@ -42,24 +56,39 @@ def quantize_model(
     Raises:
         TypeError, ValueError: a weight is not floating-point or not finite; the message names the layer.
     """
-    quantize_layer = quantize_layer or functools.partial(rounded_layer, activation_bits=activation_bits)
     bytes_before = state_dict_bytes(tensors_of(model))
     tables = embeddings_to_quantize(model, ignore) if embeddings else {}
+    packs = {} if quantize_layer else parameters_to_pack(model, ignore, other_weights)
     done = {name for group in tables.values() for name in group}
-    chosen, skipped = choose_layers(model, ignore, done)
-    for name in [*chosen, *tables]:
-        layer = model.get_submodule(name)
-        check_quantizable(matrix_of(layer, name), scheme, f"{name}.weight")
+    chosen, skipped = choose_layers(model, ignore, done | packs.keys())
+    quantize_layer = quantize_layer or functools.partial(rounded_layer, activation_bits=activation_bits)
+    names = [*chosen, *tables, *packs]
+    for name in names:
+        check_quantizable(matrix_of(model, name), scheme, name if name in packs else f"{name}.weight")
     quantized = []
-    for name in progress_bar([*chosen, *tables], "quantizing") if progress else [*chosen, *tables]:
-        layer = model.get_submodule(name)
-        if name in tables:
+    for name in progress_bar(names, "quantizing") if progress else names:
+        weight = matrix_of(model, name).detach()
+        if name in packs:
+            new = {name: PackedParameter.from_parameter(weight, scheme, **packs[name], name=name)}
+            weight = as_matrix(weight, **packs[name])
+        elif name in tables:
             new = quantized_tables(model, tables[name], scheme, activation_bits)
         else:
-            new = {name: quantize_layer(layer, scheme, name)}
-        quantized += report_lines(name, matrix_of(layer, name).detach(), new)
+            new = {name: quantize_layer(model.get_submodule(name), scheme, name)}
+        quantized += report_lines(name, weight, new)
         replace(model, new)
+    tell_transformers(model)
     return Report(quantized, skipped, bytes_before, state_dict_bytes(tensors_of(model)))
+
+
+def tell_transformers(model):
+    """Let models of transformers know that they are quantized, so that their own save_pretrained writes it down."""
+    transformers = sys.modules.get("transformers.modeling_utils")
+    if transformers is None:
+        return
+    for module in model.modules():
+        if isinstance(module, transformers.PreTrainedModel):
+            importlib.import_module("qlib.hf").attach(module)  # not at the top: the core does without transformers
 
 
 def rounded_layer(layer, scheme, name, activation_bits=None):
@@ -98,11 +127,39 @@ def empty_layer(linear, name, scheme):
 
 
 def replace(model, layers):
-    """Put layers in the place of others, {name: layer}, in place: wherever in the tree the same module stands."""
+    """Put layers in the place of others, {name: layer}, in place: wherever in the tree the same module stands.
+
+    A PackedParameter takes the place of the parameter of this name.
+    """
     places = places_of(model)
     for name, layer in layers.items():
+        if isinstance(layer, PackedParameter):
+            owner, _, parameter = name.rpartition(".")
+            put_parameter(model.get_submodule(owner), parameter, layer)
+            continue
         for place in places[name]:
             set_submodule(model, place, layer)
+
+
+# ---------------------------------------------------------------- weights that no linear layer holds
+
+
+def parameters_to_pack(model, ignore, other_weights=False):
+    """{name of a parameter: how it lies as a matrix} of the experts' weights of a model, and of all other large ones.
+
+    Left out are those that `ignore` speaks of, by their own name or their module's, the model's own, and what two
+    modules hold.
+    """
+    holders = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
+    packs = {}
+    for name, module in model.named_modules():
+        others = other_weights and not is_linear(module) and not is_embedding(module)
+        for key, layout in ((large_parameters(module) if others else {}) | expert_parameters(module)).items():
+            full_name = f"{name}.{key}"
+            ignored = is_ignored(name, module, ignore) or is_ignored(full_name, module, ignore)
+            if name and not ignored and holders[id(getattr(module, key))] == 1:
+                packs[full_name] = layout
+    return packs
 
 
 # ---------------------------------------------------------------- embeddings
@@ -148,9 +205,13 @@ def is_embedding(layer):
     return plain and layer.max_norm is None
 
 
-def matrix_of(layer, name):
-    """The weight of an embedding, or of a linear layer as (outputs, inputs)."""
-    return layer.weight if isinstance(layer, torch.nn.Embedding) else weight_of(layer, name)
+def matrix_of(model, name):
+    """The weight of an embedding, of a linear layer as (outputs, inputs), or the parameter of a name."""
+    owner, _, key = name.rpartition(".")
+    layer = getattr(model.get_submodule(owner), key)
+    if isinstance(layer, torch.nn.Module):
+        return layer.weight if isinstance(layer, torch.nn.Embedding) else weight_of(layer, name)
+    return layer
 
 
 # ---------------------------------------------------------------- which layers
@@ -180,7 +241,7 @@ def layers_to_quantize(model, ignore):
 def choose_layers(model, ignore, others=()):
     """The names of the linear layers to quantize, and a SkippedLayer for each other module that holds a matrix.
 
-    `others` are names of layers that are quantized in another way.
+    `others` are names of layers and parameters that are quantized in another way.
     """
     chosen, skipped = layers_to_quantize(model, ignore), []
     holders = {}
@@ -189,7 +250,8 @@ def choose_layers(model, ignore, others=()):
             holders.setdefault(id(parameter), []).append(f"{name}.{key}")
     done = {*chosen, *others}
     for name, module in model.named_modules():
-        nbytes = sum(parameter.nbytes for parameter in module.parameters(recurse=False) if parameter.ndim > 1)
+        left = {key: p for key, p in module.named_parameters(recurse=False) if f"{name}.{key}" not in done}
+        nbytes = sum(parameter.nbytes for parameter in left.values() if parameter.ndim > 1)
         if nbytes and name not in done:
             skipped.append(SkippedLayer(name, why_left(name, module, holders), nbytes))
     return chosen, skipped
@@ -197,6 +259,8 @@ def choose_layers(model, ignore, others=()):
 
 def why_left(name, module, holders):
     """Why `layers_to_quantize` left a module out; `holders` is {id of a parameter: its names in all modules}."""
+    if is_experts(module):
+        return "experts: left by their name, or by a method that is for linear layers alone"
     if not is_linear(module):
         return f"not a linear layer: {type(module).__name__}"
     if not name:

@@ -92,7 +92,7 @@ def test_a_head_that_is_tied_shares_the_packed_memory_before_and_after_a_save(na
     assert quantize_model(plain, SCHEME).bytes_after > report.bytes_after
 
     save_quantized(model, tmp_path / "model")
-    assert file_bytes(tmp_path / "model" / "model.safetensors") < state_dict_bytes(model.state_dict()) + 20000
+    assert file_bytes(tmp_path / "model" / "model.safetensors") < state_dict_bytes(model.state_dict()) + 30000
     by_transformers = getattr(transformers, MODELS[name][0]).from_pretrained(tmp_path / "model").eval()
     for loaded in (load_quantized(tmp_path / "model"), by_transformers):
         assert_same_outputs(model, loaded)

@@ -11,6 +11,7 @@ import transformers
 
 import qlib.hf
 from qlib import QLinear, Scheme, load_quantized, quantize_checkpoint, quantize_model, save_quantized
+from qlib.checkpoint import entries_of
 from qlib.hf import QlibConfig, share_layer
 from tests.test_quantized_folders import quiet  # noqa: F401 - a fixture
 from tests.tiny_models import MODELS, assert_same_outputs, tiny_model
@@ -36,15 +37,16 @@ def test_from_pretrained_quantizes_and_its_model_round_trips_to_the_element(name
     report = quantize_model(expected, SCHEME)
     on_the_fly = model_class(name).from_pretrained(tmp_path / "float", quantization_config=QlibConfig(**CONFIG))
     assert_same_outputs(expected, on_the_fly.eval())
-    layers = [name for name, layer in on_the_fly.named_modules() if isinstance(layer, QLinear)]
-    assert layers == [layer.name for layer in report.quantized]
+    layers = list(entries_of(on_the_fly))
+    assert sorted(layers) == sorted(layer.name for layer in report.quantized)
+    assert sorted(on_the_fly.hf_quantizer.report.quantized, key=str) == sorted(report.quantized, key=str)
+    assert on_the_fly.hf_quantizer.report.skipped == report.skipped
 
     on_the_fly.save_pretrained(tmp_path / "saved")
     again = model_class(name).from_pretrained(tmp_path / "saved")
     assert_same_outputs(expected, again.eval())
-    assert list(again.config.quantization_config.layers) == layers
-    if name != "Mixtral":  # its experts are saved one by one, for transformers alone to put together
-        assert_same_outputs(expected, load_quantized(tmp_path / "saved"))
+    assert entries_of(again) == again.config.quantization_config.layers == entries_of(on_the_fly)
+    assert_same_outputs(expected, load_quantized(tmp_path / "saved"))
 
 
 @pytest.mark.parametrize("name", MODELS)

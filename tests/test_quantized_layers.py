@@ -21,7 +21,8 @@ from qlib import (
     replace_linear,
     save_quantized,
 )
-from qlib.checkpoint import KINDS, OLD_PARTS, QUANTIZED, entries_of
+from qlib.checkpoint import KINDS, QUANTIZED, entries_of
+from qlib.conversion import OLD_PARTS
 from qlib.export import export_compressed_tensors, to_gptq
 from qlib.hf import share_layer
 from qlib.linear import QEmbedding
@@ -144,7 +145,7 @@ def test_a_mixed_model_has_layers_of_every_kind_and_config_json_says_which(tmp_p
     all_kinds(model)
     save_quantized(model, tmp_path / "model")
     layers = json.loads((tmp_path / "model" / "config.json").read_text())["quantization_config"]["layers"]
-    assert {layer.get("kind", "qlinear") for layer in layers.values()} == set(KINDS)
+    assert {layer.get("kind", "qlinear") for layer in layers.values()} == set(KINDS) - {"parameter"}
     assert layers["model.layers.0.self_attn.q_proj"] == {
         **{"bits": 8, "symmetric": True, "axis": 0, "group_size": None, "activation_bits": 8},
     }
@@ -232,9 +233,9 @@ def test_a_layer_in_two_places_comes_back_as_one(tmp_path):
 @pytest.mark.parametrize("scheme", [NF4, RAGGED_NF4, NVFP4, MXFP4], ids=str)
 def test_a_checkpoint_is_quantized_on_any_grid_one_tensor_at_a_time(scheme, name, tmp_path):
     tiny_model(name).save_pretrained(tmp_path / "float", max_shard_size="100KB")
-    names = quantize_checkpoint(tmp_path / "float", tmp_path / "model", scheme)
+    streamed = quantize_checkpoint(tmp_path / "float", tmp_path / "model", scheme)
     model = tiny_model(name)
-    assert names == [layer.name for layer in quantize_model(model, scheme).quantized]
+    assert streamed.quantized == quantize_model(model, scheme).quantized
     assert_same_outputs(model, load_quantized(tmp_path / "model"))
     by_transformers = getattr(transformers, MODELS[name][0]).from_pretrained(tmp_path / "model").eval()
     assert_same_outputs(model, by_transformers)
@@ -334,7 +335,7 @@ WHOLE = ZERO.replace("layers.0", "layers.1")
 BROKEN_ENTRIES = {
     "an unknown kind": (
         set_entry(kind="vector", codes=8),
-        r"its kind is 'vector', which this qlib does not know; it knows qlinear, embedding, divided_input",
+        r"its kind is 'vector', which this qlib does not know; it knows qlinear, embedding, parameter, divided_input",
     ),
     "a kind that is no word": (set_entry(kind=["nf4"]), "unhashable"),
     "a setting of another kind": (set_entry(kind="divided_input", bits=4), "unexpected keyword argument 'bits'"),

@@ -9,6 +9,7 @@ import copy
 import torch
 
 from qlib.checkpoint import QUANTIZED
+from qlib.experts import PackedParameter, parameter_name
 from qlib.export.shared import (
     check_full_groups,
     check_grid,
@@ -132,6 +133,7 @@ def exportable_layers(model):
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in modules.items():
         if isinstance(module, QUANTIZED) and not isinstance(module, QLinear):
+            name = parameter_name(name) if isinstance(module, PackedParameter) else name
             raise refusal(name, "compressed-tensors", f"it is of the kind {type(module).__name__}, not a QLinear")
     layers = {name: module for name, module in modules.items() if isinstance(module, QLinear)}
     if not layers:
