@@ -552,7 +552,8 @@ class Trial:
         rest = {name: tensor for name, tensor in self.model.state_dict().items() if name not in chosen}
         kept = self.quantized.state_dict()
         assert_same_tensors({name: tensor for name, tensor in kept.items() if name in rest}, rest)
-        assert not kept.keys() & set(chosen)
+        still_there = [name for name in chosen if name in kept and kept[name].numel()]  # empty ones mark the places
+        assert not still_there, f"still float: {', '.join(still_there)}"
 
     def names_what_stays_float(self):
         chosen, left = self.quantized_parameters(), {layer.name for layer in self.report.skipped}
