@@ -82,7 +82,7 @@ def randomize(model, seed=0):
     """Draw every number of a model that a file would hold, in place; returns the model.
 
     A fresh model's biases are zero and its norms are one, and what loses or re-initializes them looks right. What is
-    not in a state dict, such as the frequencies of a rotary embedding, is calculated from the configuration, and stays.
+    not in a file, such as the frequencies of a rotary embedding, is calculated from the configuration, and stays.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -95,8 +95,13 @@ def randomize(model, seed=0):
 
 
 def unique_floats(model):
-    """(name, tensor) of each floating-point tensor of a model's state dict; one that is tied comes once."""
-    tensors = {id(t): (name, t) for name, t in model.state_dict(keep_vars=True).items() if t.is_floating_point()}
+    """(name, tensor) of each floating-point tensor that transformers would save; one that is tied comes once."""
+    unsaved = getattr(model, "_keys_to_ignore_on_save", None) or ()
+    tensors = {
+        id(tensor): (name, tensor)
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if tensor.is_floating_point() and name not in unsaved
+    }
     return list(tensors.values())
 
 
