@@ -255,13 +255,16 @@ def fill(model, headers, folder):
     shared = names_of_tensors(places, headers.values())
     check_tensors(model, headers, names, places)
     filled = {name for key in names for name in shared[id(places[names[key]])]}
-    missing = sorted(places.keys() - filled)
+    examples = [name for name in places.keys() - filled if name.endswith(".example")]  # the first versions wrote none
+    missing = sorted(places.keys() - filled - {*examples})
     if missing:
         raise ValueError(f"{folder} lacks {missing[0]!r}, which a {type(model).__name__} needs")
     for path, header in headers.items():
         # By hand: the library's reader maps the file into memory, and a model must outlive the file it came from.
         for key in progress_bar(list(header["tensors"]), f"loading {path.name}"):
             put_tensor(model, shared[id(places[names[key]])], read_tensor(path, key))
+    for name in examples:
+        put_tensor(model, [name], torch.empty_like(places[name], device="cpu"))
 
 
 def put_tensor(model, names, tensor):
@@ -443,7 +446,7 @@ def planned_tensors(name, stored, layers, scheme):
     if name not in layers:
         return {name: stored}
     outputs, inputs = weight_of(layers[name], name).shape
-    parts = QLinear(inputs, outputs, scheme, bias=False, device="meta").state_dict()
+    parts = QLinear(inputs, outputs, scheme, bias=False, device="meta", dtype=stored[0]).state_dict()
     return {
         f"{name.removesuffix('weight')}{part}": (tensor.dtype, tuple(tensor.shape)) for part, tensor in parts.items()
     }
@@ -466,4 +469,5 @@ def parts_of(name, tensor, layer, scheme, origin):
     if layer is None:
         return {name: tensor}
     qtensor = quantize_tensor(tensor.T if is_conv1d(layer) else tensor, scheme, origin)
-    return {f"{name.removesuffix('weight')}{part}": values for part, values in qtensor.parts.items()}
+    parts = qtensor.parts | {"example": torch.empty(0, dtype=tensor.dtype)}
+    return {f"{name.removesuffix('weight')}{part}": values for part, values in parts.items()}

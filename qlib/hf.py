@@ -21,7 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from qlib.checkpoint import METHOD, OLD_PARTS, QUANTIZED, entries_of, put_empty_layers, share_weight
 from qlib.kernels.choose import plan_for
 from qlib.linear import QLinear
-from qlib.model import choose_layers, replace
+from qlib.model import choose_layers, ignore_rules, replace
 from qlib.scheme import SHARED_SCALES, Scheme
 from qlib.tensor import QTensor
 
@@ -58,7 +58,9 @@ class QlibConfig(QuantizationConfigMixin):
         scheme = Scheme(bits, symmetric, axis, group_size, grid, scales)
         self.bits, self.symmetric, self.axis, self.group_size, self.grid, self.scales = dataclasses.astuple(scheme)
         self.activation_bits = activation_bits
-        self.ignore = [ignore] if isinstance(ignore, str) else list(ignore)
+        self.ignore = list(ignore_rules(ignore))
+        if not all(isinstance(rule, str) for rule in self.ignore):
+            raise TypeError(f"config.json can only hold names and globs; give quantize_model the others: {self.ignore}")
         self.layers = layers
 
     @property
@@ -76,12 +78,8 @@ class QlibQuantizer(HfQuantizer):
             put_empty_layers(model, self.quantization_config.layers, origin)
             # What layers share is stored once, and put back when all is read.
             missing = {f"^{re.escape(name)}\\.(?!(bias|example)$)" for name in self.shared_layers()}
+            missing.add(r"\.example$")  # which the first versions did not write
             model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), *missing}
-            model.all_tied_weights_keys = {
-                target: source
-                for target, source in model.all_tied_weights_keys.items()
-                if not isinstance(model.get_submodule(target.rpartition(".")[0]), QUANTIZED)
-            }
             return
         if model.tp_size is not None:
             raise ValueError("tensor parallelism takes a model that is quantized already: save_quantized it first")
@@ -153,9 +151,7 @@ class QuantizeWeight(ConversionOps):
         layer = model.get_submodule(name)
         layer.weight = type(layer.weight)(weight, requires_grad=False)
         config = self.quantizer.quantization_config
-        quantized = QLinear.from_linear(layer, config.scheme, name, config.activation_bits)
-        quantized._is_hf_initialized = True
-        replace(model, {name: quantized})
+        replace(model, {name: QLinear.from_linear(layer, config.scheme, name, config.activation_bits)})
         missing_keys.discard(full_layer_name)
         return {}
 
