@@ -361,7 +361,8 @@ def fill(model, headers, folder):
     shared = names_of_tensors(places, headers.values())
     check_tensors(model, files, conversions, places)
     filled = {name for conversion in conversions for made in conversion.makes for name in shared[id(places[made])]}
-    missing = sorted(name for name in places.keys() - filled if not name.endswith(".example"))  # which are new
+    examples = [name for name in places.keys() - filled if name.endswith(".example")]  # the first versions wrote none
+    missing = sorted(places.keys() - filled - {*examples})
     anew = [name for name in missing if is_made_anew(model, name)]
     if len(anew) < len(missing):
         lacking = next(name for name in missing if name not in anew)
@@ -371,6 +372,8 @@ def fill(model, headers, folder):
         tensors = [files[key].read(key) for key in conversion.keys]
         for name, tensor in convert(model, conversion, tensors).items():
             put_tensor(model, shared[id(places[name])], tensor)
+    for name in examples:
+        put_tensor(model, [name], torch.empty_like(places[name], device="cpu"))
     if anew:
         make_anew(model, anew)
 

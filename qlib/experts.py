@@ -37,7 +37,7 @@ class PackedParameter(PackedLayer):
     """
 
     def __init__(self, shape, scheme, rows, transposed=False, dtype=torch.float32, device=None):
-        super().__init__(rows, math.prod(shape) // max(rows, 1), scheme, dtype, device)
+        super().__init__(rows, math.prod(shape) // max(rows, 1), scheme, device, dtype)
         self.shape, self.transposed = tuple(shape), transposed
 
     @classmethod

@@ -42,7 +42,7 @@ def nf4_levels():
 def e2m1_levels():
     """The sixteen values of FP4 in the order of their bits: sign, two bits of exponent, one of fraction."""
     positive = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
-    return torch.tensor(positive + [-level for level in positive])
+    return torch.tensor(positive + [-level for level in positive], dtype=torch.float32)
 
 
 @functools.cache

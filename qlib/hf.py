@@ -28,7 +28,7 @@ from qlib.conversion import OLD_PARTS
 from qlib.experts import PackedParameter, as_matrix, experts_forward
 from qlib.kernels.choose import plan_for
 from qlib.linear import PackedLayer, QLinear
-from qlib.model import choose_layers, matrix_of, parameters_to_pack, replace, report_lines, tensors_of
+from qlib.model import choose_layers, ignore_rules, matrix_of, parameters_to_pack, replace, report_lines, tensors_of
 from qlib.report import Report, SkippedLayer, state_dict_bytes
 from qlib.scheme import SHARED_SCALES, Scheme
 from qlib.tensor import QTensor
@@ -71,7 +71,9 @@ class QlibConfig(QuantizationConfigMixin):
         scheme = Scheme(bits, symmetric, axis, group_size, grid, scales)
         self.bits, self.symmetric, self.axis, self.group_size, self.grid, self.scales = dataclasses.astuple(scheme)
         self.activation_bits, self.other_weights = activation_bits, other_weights
-        self.ignore = [ignore] if isinstance(ignore, str) else list(ignore)
+        self.ignore = list(ignore_rules(ignore))
+        if not all(isinstance(rule, str) for rule in self.ignore):
+            raise TypeError(f"config.json can only hold names and globs; give quantize_model the others: {self.ignore}")
         self.layers = layers
 
     @property
@@ -119,6 +121,7 @@ class QlibQuantizer(HfQuantizer):
         put_empty_layers(model, config.layers, origin)
         # What layers share is stored once, and put back when all is read.
         missing = {f"^{re.escape(name)}\\.(?!(bias|example)$)" for name in self.shared_layers()}
+        missing.add(r"\.example$")  # which the first versions did not write
         model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), *missing}
         # In the places of the float weights the file has empty tensors.
         empty = {rf"(^|\.){re.escape(name)}\.weight$" for name in config.layers}

@@ -4,17 +4,110 @@ With float activations a QLinear is weight-only (W8A16 and its kin); with int8 o
 arithmetic of Jacob et al. 2018 (arXiv:1712.05877), section 2.
 """
 
+import collections
+import copy
+import inspect
+
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
 from qlib.affine import choose_qparams, dequantize, expand_groups, quant_range, quantize
 from qlib.grids import decode
 from qlib.kernels import choose as kernels
 from qlib.packing import unpack
-from qlib.scheme import Scheme
+from qlib.scheme import Scheme, whole_number
 from qlib.tensor import QTensor, part_dtypes, part_shapes, quantize_tensor, values_of
 
 # Zero points that are fractions, as HQQ's are, have a dtype that config.json names.
 ZERO_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.int8, torch.float16, torch.bfloat16, torch.float32)}
+
+# ---------------------------------------------------------------- the weight, for those who read it
+
+READ_ONLY = (
+    "the weight of a quantized layer is made anew for whoever reads it, so what is written to it would be lost: "
+    "change, merge or tie float weights before the model is quantized, or put a float layer in the place of this one first"
+)
+
+
+class ReadOnlyWeight(torch.Tensor):
+    """The real numbers of a quantized weight, which nobody can write to: that would be lost without a word.
+
+    Its views, `data` and `detach()` among them, are of this kind too; all else that is computed of it is a plain
+    tensor, and so is its copy. `torch.nn.Parameter(weight)` is a plain Parameter, to be written to.
+    """
+
+    _is_hf_initialized = True  # what transformers asks before it initializes a tensor
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if any(isinstance(written, cls) for written in tree_leaves(written_by(function, args, kwargs))):
+            raise TypeError(f"{READ_ONLY} ({function.__name__})")
+        with torch._C.DisableTorchFunctionSubclass():
+            ours = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, cls)]
+            return tree_map(lambda made: read_only(made, ours), function(*args, **kwargs))
+
+    def plain(self):
+        """The same numbers in the same memory, as a tensor that can be written to."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.as_subclass(torch.Tensor)
+
+    def __deepcopy__(self, memo):
+        return self.plain().clone()
+
+    def __reduce_ex__(self, protocol):
+        return self.plain().__reduce_ex__(protocol)
+
+    def __repr__(self, **options):
+        return self.plain().__repr__(**options)
+
+    def __setattr__(self, name, value):
+        if name == "_is_param":  # torch.nn.Parameter marks a view of a subclass so, and leaves its class as it was
+            self.__class__ = torch.nn.Parameter
+        else:
+            super().__setattr__(name, value)
+
+
+def written_by(function, args, kwargs):
+    """What a function of PyTorch writes to, among its arguments: the first one if it works in place, and `out`."""
+    name = function.__name__
+    if name == "__set__":  # of an attribute: those that concern gradients are the reader's own
+        in_place = function.__self__.__name__ not in ("requires_grad", "grad")
+    else:
+        in_place = name in IN_PLACE or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
+    first = args[0] if args else next(iter(kwargs.values()), None)
+    return [kwargs.get("out"), first if in_place and name != "requires_grad_" else None]
+
+
+IN_PLACE = {"__setitem__"} | {
+    f"__i{name}__"
+    for name in [
+        "add",
+        "sub",
+        "mul",
+        "matmul",
+        "truediv",
+        "div",
+        "floordiv",
+        "mod",
+        "pow",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+    ]
+}
+
+
+def read_only(made, weights):
+    """What a function made of read-only weights: itself, but a view of one of them is read-only, too."""
+    if type(made) is torch.Tensor and any(torch._C._is_alias_of(made, weight) for weight in weights):
+        return made.as_subclass(ReadOnlyWeight)
+    if type(made).__module__ == "numpy" and hasattr(made, "setflags"):
+        made.setflags(write=False)
+    return made
+
 
 # ---------------------------------------------------------------- layers
 
@@ -23,16 +116,20 @@ class PackedLayer(torch.nn.Module):
     """A layer that keeps a matrix as a QTensor's parts, (rows, columns).
 
     They are buffers and no Parameters: integers have no gradient, and an optimizer must not touch them. The scales keep
-    their dtype when the model is moved to half precision, where a small one would become zero.
+    their dtype when the model is moved to half precision, where a small one would become zero. What has the dtype of
+    the model is `example`, a Parameter of no elements: it is moved, saved and loaded as a weight would be, and says in
+    which dtype `weight` is read.
 
-    In a state dict an empty tensor stands in the place of the float weight. Whatever loads the file as that of a float
-    model, as transformers does where nobody has imported qlib.hf, then fails on its shape, instead of going on with
-    random weights.
+    In a state dict an empty tensor stands in the place of the float weight, too. Whatever loads the file as that of a
+    float model, as transformers does where nobody has imported qlib.hf, then fails on its shape, instead of going on
+    with random weights.
     """
 
-    def __init__(self, rows, columns, scheme, dtype=torch.float32, device=None):
-        super().__init__()
-        self.example = torch.nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
+    _is_hf_initialized = True  # what transformers asks before it initializes a layer: this one is filled from a file
+
+    def __init__(self, rows, columns, scheme, device=None, dtype=None):
+        torch.nn.Module.__init__(self)  # and not the class's of a float layer, which would make a weight
+        self.set_example(dtype, device)
         self.scheme, self.weight_shape = scheme, (rows, columns)
         shapes = part_shapes(self.weight_shape, scheme)
         for part, dtype in part_dtypes(scheme).items():
@@ -56,8 +153,28 @@ class PackedLayer(torch.nn.Module):
 
     @property
     def weight(self):
-        """The real numbers of the weight, float32, made anew at each call: for code that looks at it, as T5's does."""
-        return self.qtensor.dequantize()
+        """The real numbers of the weight in the model's dtype, made anew at each call: for code that looks at it.
+
+        T5, Mamba and others read a layer's dtype or its numbers so. Nobody can write to it: see ReadOnlyWeight.
+        """
+        weight = self.qtensor.dequantize().to(self.example.dtype)
+        if type(weight) is not torch.Tensor or torch.compiler.is_compiling():
+            return weight
+        return weight.as_subclass(ReadOnlyWeight)
+
+    @weight.setter
+    def weight(self, _):
+        raise TypeError(READ_ONLY)
+
+    def register_parameter(self, name, param):
+        """As for any module; TypeError for a weight, which would hide the packed one."""
+        if name == "weight":
+            raise TypeError(READ_ONLY)
+        super().register_parameter(name, param)
+
+    def set_example(self, dtype, device):
+        """Say of which dtype the float weight is, by a tensor of no elements on the device of the layer."""
+        self.example = torch.nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
 
     def settings(self):
         """What config.json says of the weight: its scheme, and the dtype of zero points that are fractions."""
@@ -76,7 +193,7 @@ class PackedLayer(torch.nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Follow the model to another device or dtype, but keep the dtypes of the scales and the zero points."""
-        before = {name: buffer for name, buffer in self._buffers.items() if name not in ("bias", "example")}
+        before = {name: buffer for name, buffer in self._buffers.items() if name != "bias"}
         super()._apply(fn, recurse)
         keep_dtypes(self, before)
         return self
@@ -91,10 +208,13 @@ class PackedLayer(torch.nn.Module):
             destination[self.float_name(prefix)] = self.example.detach()
 
     def _load_from_state_dict(self, state_dict, prefix, *arguments):
-        """Make room for zero points that are fractions: copied into integers they would be cut off."""
+        """Make room for zero points that are fractions: copied into integers they would be cut off.
+
+        The first versions knew no `example`; that of the layer then stays as it is.
+        """
         if state_dict.get(self.float_name(prefix), torch.ones(1)).numel() == 0:
-            state_dict.pop(self.float_name(prefix))
-        state_dict.setdefault(f"{prefix}example", self.example)
+            del state_dict[self.float_name(prefix)]
+        state_dict.setdefault(f"{prefix}example", torch.empty_like(self.example, device="cpu"))
         zero_point = state_dict.get(f"{prefix}zero_point")
         if self.zero_point is not None and zero_point is not None and zero_point.is_floating_point():
             self.zero_point = self.zero_point.to(zero_point.dtype)
@@ -108,10 +228,12 @@ class PackedLayer(torch.nn.Module):
         return f"{self.scheme}, {fractions}{self.qtensor.bits_per_weight:.3f} bits per weight"
 
 
-class QLinear(PackedLayer):
+class QLinear(PackedLayer, torch.nn.Linear):
     """A linear layer that keeps its weight as packed codes.
 
-    It computes in its input's dtype (W8A16 and its kin), or, with `activation_bits`, on integers made of its input.
+    It computes in its input's dtype (W8A16 and its kin), or, with `activation_bits`, on integers made of its input;
+    under autocast in the dtype that torch.nn.Linear would take. It is an nn.Linear for code that looks for one, such as
+    peft's.
 
     Args:
         in_features, out_features: as for torch.nn.Linear.
@@ -120,15 +242,16 @@ class QLinear(PackedLayer):
         device: where the buffers are made; they are filled by `from_linear` or `load_state_dict`.
         activation_bits: None for float activations; 8 for int8 ones, with a scale for each token, or for each token and
             group where the weight has groups (dynamic quantization): see `integer_part`.
+        dtype: of the bias, and of `weight` when it is read.
 
     Raises:
         ValueError: integers were asked for that the scheme or the width does not allow.
     """
 
-    def __init__(self, in_features, out_features, scheme, bias=True, device=None, activation_bits=None):
-        super().__init__(out_features, in_features, scheme, device=device)
+    def __init__(self, in_features, out_features, scheme, bias=True, device=None, activation_bits=None, dtype=None):
+        super().__init__(out_features, in_features, scheme, device, dtype)
         self.in_features, self.out_features = in_features, out_features
-        self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
+        self.register_buffer("bias", torch.zeros(out_features, dtype=dtype, device=device) if bias else None)
         self.plan = kernels.plan_for(scheme, in_features)
         self.set_activations(activation_bits)
 
@@ -140,7 +263,8 @@ class QLinear(PackedLayer):
             outlier_threshold: with int8, the magnitude from which a column of the input stays in float (LLM.int8()).
             per_token: with int8, whether each token has scales of its own, or one scale serves the whole input.
         """
-        if bits not in (None, 8):
+        bits = whole_number(bits)
+        if bits is not None and (type(bits) is not int or bits != 8):
             raise ValueError(f"activation_bits must be 8, or None for floats, not {bits!r}")
         if type(outlier_threshold) not in (int, float, type(None)) or type(per_token) is not bool:
             raise TypeError(
@@ -162,24 +286,31 @@ class QLinear(PackedLayer):
             activation_bits: as for QLinear.
 
         Raises:
-            TypeError, ValueError: the layer is of another kind, or its weight cannot be quantized.
+            TypeError, ValueError: the layer is of another kind or computes something else, or its weight cannot be
+                quantized.
         """
         name = name or type(linear).__name__
-        qtensor = quantize_tensor(weight_of(linear, name), scheme, f"{name}.weight")
-        return cls.from_qtensor(qtensor, linear.bias, activation_bits).train(linear.training)
+        weight, more = weight_of(linear, name), more_than_linear(linear)
+        if more:
+            raise TypeError(f"{name} is {more}, which a QLinear would not do")
+        qtensor = quantize_tensor(weight, scheme, f"{name}.weight")
+        return cls.from_qtensor(qtensor, linear.bias, activation_bits, weight.dtype).train(linear.training)
 
     @classmethod
-    def from_qtensor(cls, qtensor, bias=None, activation_bits=None):
+    def from_qtensor(cls, qtensor, bias=None, activation_bits=None, dtype=None):
         """A layer on a weight that is quantized already, by whatever method; it shares the weight's memory.
 
         Args:
             qtensor: a QTensor of shape (out_features, in_features).
             bias: (out_features,) or None; it is copied.
             activation_bits: as for QLinear.
+            dtype: of the float weight; by default that of the bias, or float32.
         """
         outputs, inputs = qtensor.shape
-        layer = cls(inputs, outputs, qtensor.scheme, bias=False, device="meta", activation_bits=activation_bits)
+        dtype = dtype or (torch.float32 if bias is None else bias.dtype)
+        layer = cls(inputs, outputs, qtensor.scheme, False, "meta", activation_bits)
         layer.qtensor = qtensor
+        layer.set_example(dtype, qtensor.packed.device)
         layer.bias = None if bias is None else bias.detach().clone()
         return layer
 
@@ -188,8 +319,9 @@ class QLinear(PackedLayer):
         cls, linear, name, zero_dtype="int8", activation_bits=None, outlier_threshold=None, per_token=True, **scheme
     ):
         """A layer for a file to fill, in the place of a float one: its sizes, bias and device, and `settings`."""
-        outputs, inputs = weight_of(linear, name).shape
-        layer = cls(inputs, outputs, Scheme(**scheme), linear.bias is not None, linear.weight.device)
+        weight = weight_of(linear, name)
+        has_bias, like = linear.bias is not None, {"device": weight.device, "dtype": weight.dtype}
+        layer = cls(*reversed(weight.shape), Scheme(**scheme), has_bias, **like)
         layer.set_activations(activation_bits, outlier_threshold, per_token)
         return layer.make_room(zero_dtype)
 
@@ -202,31 +334,57 @@ class QLinear(PackedLayer):
             settings["outlier_threshold"] = self.outlier_threshold
         return settings if self.per_token else settings | {"per_token": False}
 
-    def forward(self, x):
-        """x: (..., in_features) of a floating dtype; returns (..., out_features) of the same dtype."""
+    def forward(self, input):
+        """input: (..., in_features) of a floating dtype; returns (..., out_features) of the same dtype."""
+        if any_autocast() and autocasts(input.device.type):
+            return self.autocast_forward(input)
         if self.activation_bits is not None:
-            return self.integer_forward(x)
+            return self.integer_forward(input)
         kept = self._buffers  # to ask the module for each takes as long as the arithmetic of a small layer
         parts = (kept["packed"], kept["scale"], kept["zero_point"], kept["bias"])
-        if self.plan is not None and kernels.fits(x, *parts, self.in_features, self.plan):
-            return kernels.linear(x, *parts, self.plan)
-        return plain_linear(x, self.qtensor, kept["bias"])
+        if self.plan is not None and kernels.fits(input, *parts, self.in_features, self.plan):
+            out = kernels.linear(input, *parts, self.plan)
+            if out is not None:
+                return out
+        return plain_linear(input, self.qtensor, kept["bias"])
+
+    def autocast_forward(self, x):
+        """`forward` in the dtype of autocast, but with no step on the way in fewer bits than without it."""
+        device = x.device.type
+        with torch.autocast(device, enabled=False):
+            return self.forward(x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device)))
 
     def integer_forward(self, x):
+        """`forward` on integers; rows that hold an infinity or a NaN have no scale, and are multiplied as they are."""
         rows = x.reshape(-1, x.shape[-1]).float()
-        if self.outlier_threshold is None:
-            out = integer_part(rows, self.qtensor, self.per_token)
+        finite = rows.isfinite().all(1)
+        if finite.all():
+            out = self.integer_product(rows)
         else:
-            out = mixed_matmul(rows, self.qtensor, self.outlier_threshold, self.per_token)
+            out = torch.nn.functional.linear(rows, self.qtensor.dequantize())
+            out[finite] = self.integer_product(rows[finite])
         if self.bias is not None:
             out += self.bias
         return out.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
+
+    def integer_product(self, rows):
+        if self.outlier_threshold is None:
+            return integer_part(rows, self.qtensor, self.per_token)
+        return mixed_matmul(rows, self.qtensor, self.outlier_threshold, self.per_token)
 
     def extra_repr(self):
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         widths = f"W{self.scheme.bits}A{self.activation_bits or 16}"
         outliers = "" if self.outlier_threshold is None else f", outliers from {self.outlier_threshold}"
         return f"{sizes}, {widths}, {self.weight_repr()}{outliers}"
+
+
+any_autocast = torch._C._is_any_autocast_enabled  # to ask it of one device takes a microsecond
+
+
+def autocasts(device):
+    """Whether autocast is on for a device, such as "cpu"; PyTorch takes no question about "meta"."""
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 class QEmbedding(PackedLayer):
@@ -240,7 +398,7 @@ class QEmbedding(PackedLayer):
     """
 
     def __init__(self, num_embeddings, embedding_dim, scheme, padding_idx=None, dtype=torch.float32, device=None):
-        super().__init__(num_embeddings, embedding_dim, scheme, dtype, device)
+        super().__init__(num_embeddings, embedding_dim, scheme, device, dtype)
         self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
 
     @classmethod
@@ -252,8 +410,9 @@ class QEmbedding(PackedLayer):
     @classmethod
     def from_qtensor(cls, qtensor, embedding):
         """A layer on a table that is quantized already, whose memory it shares, for a torch.nn.Embedding."""
-        layer = cls(*qtensor.shape, qtensor.scheme, embedding.padding_idx, embedding.weight.dtype, "meta")
+        layer = cls(*qtensor.shape, qtensor.scheme, embedding.padding_idx, device="meta")
         layer.qtensor = qtensor
+        layer.set_example(embedding.weight.dtype, qtensor.packed.device)
         return layer.train(embedding.training)
 
     @classmethod
@@ -263,12 +422,12 @@ class QEmbedding(PackedLayer):
         layer = cls(*weight.shape, Scheme(**scheme), embedding.padding_idx, weight.dtype, weight.device)
         return layer.make_room(zero_dtype)
 
-    def forward(self, ids):
-        """ids: integers (...); returns (..., embedding_dim), in the dtype of the float embedding."""
-        rows, table, scheme = ids.reshape(-1), self.qtensor, self.scheme
+    def forward(self, input):
+        """input: integers (...); returns (..., embedding_dim), in the dtype of the float embedding."""
+        rows, table, scheme = input.reshape(-1), self.qtensor, self.scheme
         values = values_of(unpack(table.packed[rows], scheme.bits, self.embedding_dim), scheme)
         qparams = (part[rows] if scheme.axis == 0 and part.ndim else part for part in (table.scale, table.zero_point))
-        return decode(values, *qparams, scheme).to(self.example.dtype).reshape(*ids.shape, self.embedding_dim)
+        return decode(values, *qparams, scheme).to(self.example.dtype).reshape(*input.shape, self.embedding_dim)
 
     def extra_repr(self):
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.weight_repr()}"
@@ -414,7 +573,7 @@ def keep_dtypes(module, before):
 
 def weight_of(linear, name):
     """The weight of a linear layer as (outputs, inputs); TypeError naming the layer if it is of another kind."""
-    if isinstance(linear, torch.nn.Linear):
+    if is_float(linear, torch.nn.Linear):
         return linear.weight
     if is_conv1d(linear):
         return linear.weight.T
@@ -424,3 +583,85 @@ def weight_of(linear, name):
 def is_conv1d(layer):
     """Whether a layer is transformers' Conv1D (GPT-2's), told by its name: the core does not import transformers."""
     return type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers")
+
+
+def is_float(layer, kinds):
+    """Whether a layer is of some kinds and keeps its weight as it is: a QLinear is an nn.Linear, too."""
+    return isinstance(layer, kinds) and not isinstance(layer, PackedLayer)
+
+
+# ---------------------------------------------------------------- what a linear layer does besides
+
+
+def more_than_linear(layer):
+    """What an nn.Linear or a Conv1D is or does that no QLinear would: "a Router with ..."; None if nothing."""
+    kind = f"a {type(layer).__name__}"
+    if "forward" in vars(layer) and not layer.weight.is_meta:  # accelerate wraps that of a layer it has offloaded, too
+        return f"{kind} whose forward was replaced"
+    more = {*layer._parameters, *layer._buffers, *layer._modules} - {"weight", "bias", "parametrizations"}
+    if more:
+        return f"{kind} that holds more than a weight and a bias: {min(more)}"
+    if layer.weight.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        return f"{kind} whose weight is {str(layer.weight.dtype).removeprefix('torch.')} already"
+    plain = type(layer).forward is torch.nn.Linear.forward or is_conv1d(layer)
+    return None if plain or only_multiplies(layer) else f"{kind} with a forward of its own"
+
+
+def only_multiplies(layer):
+    """Whether the forward of a subclass of nn.Linear is x @ weight.T + bias, written in another way.
+
+    It is tried, on numbers small and large, with a copy of the layer that has a small weight: so the answer is the same
+    for a layer on the meta device. What takes or gives more than a tensor, keeps something of what it saw, or fails, is
+    something else.
+    """
+    forward = type(layer).forward
+    if len(inspect.signature(forward).parameters) != 2:
+        return False
+    numbers = torch.linspace(-2, 3, 59, dtype=torch.float64, device="cpu").mul(7).sin()
+    weight, bias, x = numbers[:30].reshape(5, 6), numbers[30:35], numbers[35:].reshape(2, 2, 6)
+    x = x * torch.tensor([[[1e-3], [1.0]], [[1e3], [1e6]]], dtype=torch.float64, device="cpu")
+    bias = None if layer.bias is None else bias
+    try:
+        copy_of_it = small_copy(layer, weight, bias)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return all(gives(copy_of_it.train(mode), forward, x, weight, bias) for mode in (False, True))
+    except Exception:
+        return False
+
+
+def small_copy(layer, weight, bias):
+    """A copy of a linear layer, no hooks, with another weight and bias in their place."""
+    new = {id(layer.weight): torch.nn.Parameter(weight, requires_grad=False)}
+    if bias is not None:
+        new[id(layer.bias)] = torch.nn.Parameter(bias, requires_grad=False)
+    new |= {id(getattr(layer, hooks)): collections.OrderedDict() for hooks in HOOKS}
+    small = copy.deepcopy(layer, new)
+    small.out_features, small.in_features = weight.shape
+    return small
+
+
+def gives(layer, forward, x, weight, bias):
+    """Whether a layer's forward gives the linear product, and leaves the layer as it was."""
+    before = dict(vars(layer))
+    out = forward(layer, x.clone())
+    expected = torch.nn.functional.linear(x, weight, bias)
+    return torch.allclose(out.double(), expected, rtol=1e-4, atol=1e-6) and vars(layer) == before
+
+
+# Where a module keeps its hooks, and what it knows of them.
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def hand_over_hooks(old, new):
+    """Let a layer that takes the place of another call its hooks: the very same, so that they can still be removed."""
+    for hooks in HOOKS:
+        setattr(new, hooks, getattr(old, hooks))
+    new._is_full_backward_hook = old._is_full_backward_hook

@@ -1,16 +1,19 @@
 """Whole models: putting quantized layers in the place of float ones, and saying what was left and why."""
 
+import collections.abc
 import fnmatch
 import functools
 import importlib
+import re
 import sys
+import warnings
 from collections import Counter
 
 import torch
 
 from qlib.console import progress_bar
 from qlib.experts import PackedParameter, as_matrix, expert_parameters, is_experts, large_parameters, put_parameter
-from qlib.linear import QEmbedding, QLinear, is_conv1d, weight_of
+from qlib.linear import QEmbedding, QLinear, hand_over_hooks, is_conv1d, is_float, more_than_linear, weight_of
 from qlib.report import QuantizedLayer, Report, SkippedLayer, sqnr, state_dict_bytes
 from qlib.tensor import check_quantizable, quantize_tensor
 
@@ -40,8 +43,9 @@ def quantize_model(
     Args:
         model: a torch.nn.Module; its nn.Linear and Conv1D layers become QLinear.
         scheme: a Scheme for all of them.
-        ignore: which layers to leave, each a name ("lm_head" is also "model.lm_head"), a glob ("*.attn.*") or a
-            predicate, called with the name and the layer.
+        ignore: which layers to leave; None for none, or one or several of: a name ("lm_head" is also "model.lm_head"),
+            a glob ("*.attn.*"), a compiled regular expression that is found in the name, a module, with all in it, or
+            a predicate, called with the name and the layer. What matches nothing is said in a warning.
         progress: whether to draw a progress bar where it takes more than two seconds.
         activation_bits: None for float activations, 8 for int8 ones: see QLinear.
         embeddings: whether the nn.Embedding layers become QEmbedding, too.
@@ -54,8 +58,10 @@ def quantize_model(
         a Report.
 
     Raises:
-        TypeError, ValueError: a weight is not floating-point or not finite; the message names the layer.
+        TypeError, ValueError: a weight is not finite, or on the meta device; the message names the layer. Or `ignore`
+            holds something else.
     """
+    ignore = ignore_rules(ignore)
     bytes_before = state_dict_bytes(tensors_of(model))
     tables = embeddings_to_quantize(model, ignore) if embeddings else {}
     packs = {} if quantize_layer else parameters_to_pack(model, ignore, other_weights)
@@ -122,14 +128,16 @@ def replace_linear(model, scheme, ignore=("lm_head",)):
 
 def empty_layer(linear, name, scheme):
     """An empty QLinear with the sizes, the bias and the device of a linear layer."""
-    outputs, inputs = weight_of(linear, name).shape
-    return QLinear(inputs, outputs, scheme, linear.bias is not None, linear.weight.device).train(linear.training)
+    weight, has_bias = weight_of(linear, name), linear.bias is not None
+    like = {"device": weight.device, "dtype": weight.dtype}
+    return QLinear(*reversed(weight.shape), scheme, has_bias, **like).train(linear.training)
 
 
 def replace(model, layers):
     """Put layers in the place of others, {name: layer}, in place: wherever in the tree the same module stands.
 
-    A PackedParameter takes the place of the parameter of this name.
+    They call the hooks of those others, but for one that has the other inside. A PackedParameter takes the place of the
+    parameter of this name.
     """
     places = places_of(model)
     for name, layer in layers.items():
@@ -137,8 +145,27 @@ def replace(model, layers):
             owner, _, parameter = name.rpartition(".")
             put_parameter(model.get_submodule(owner), parameter, layer)
             continue
+        old = model.get_submodule(name)
+        if old not in layer.modules():
+            hand_over_hooks(old, layer)
         for place in places[name]:
             set_submodule(model, place, layer)
+    forget_ties(model)
+
+
+def forget_ties(model):
+    """Have a model of transformers tie no more what is no Parameter now: quantized layers share packed weights."""
+    for module in model.modules():
+        ties = getattr(module, "all_tied_weights_keys", None) or {}
+        kept = {target: source for target, source in ties.items() if has_tensor(module, target, source)}
+        if kept != ties:
+            module.all_tied_weights_keys = module._tied_weights_keys = kept
+
+
+def has_tensor(model, *names):
+    """Whether a model has a parameter or a buffer of each of these names."""
+    owners = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]
+    return all(leaf in owner._parameters or leaf in owner._buffers for owner, leaf in owners)
 
 
 # ---------------------------------------------------------------- weights that no linear layer holds
@@ -195,7 +222,8 @@ def quantized_tables(model, names, scheme, activation_bits):
         if is_embedding(layer):
             layers[name] = QEmbedding.from_qtensor(qtensor, layer)
         else:
-            layers[name] = QLinear.from_qtensor(qtensor, layer.bias, activation_bits).train(layer.training)
+            dtype = layer.weight.dtype
+            layers[name] = QLinear.from_qtensor(qtensor, layer.bias, activation_bits, dtype).train(layer.training)
     return layers
 
 
@@ -241,9 +269,13 @@ def layers_to_quantize(model, ignore):
 def choose_layers(model, ignore, others=()):
     """The names of the linear layers to quantize, and a SkippedLayer for each other module that holds a matrix.
 
-    `others` are names of layers and parameters that are quantized in another way.
+    `others` are names of layers and parameters that are quantized in another way. Adapters are left, for it is they
+    that are trained.
     """
-    chosen, skipped = layers_to_quantize(model, ignore), []
+    rules, adapters = ignore_rules(ignore), adapters_in(model)
+    warn_of_rules_for_nothing(model, rules)
+    chosen, skipped = layers_to_quantize(model, (*rules, *adapters)), []
+    adapters = {part for adapter in adapters for part in adapter.modules()}
     holders = {}
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
@@ -253,41 +285,88 @@ def choose_layers(model, ignore, others=()):
         left = {key: p for key, p in module.named_parameters(recurse=False) if f"{name}.{key}" not in done}
         nbytes = sum(parameter.nbytes for parameter in left.values() if parameter.ndim > 1)
         if nbytes and name not in done:
-            skipped.append(SkippedLayer(name, why_left(name, module, holders), nbytes))
+            why = "an adapter" if module in adapters else why_left(name, module, holders)
+            skipped.append(SkippedLayer(name, why, nbytes))
     return chosen, skipped
 
 
 def why_left(name, module, holders):
     """Why `layers_to_quantize` left a module out; `holders` is {id of a parameter: its names in all modules}."""
+    kind = f"not a linear layer: {type(module).__name__}"
     if is_experts(module):
-        return "experts: left by their name, or by a method that is for linear layers alone"
-    if not is_linear(module):
-        return f"not a linear layer: {type(module).__name__}"
+        return f"{kind}, experts whose weights are ignored, or left by a method that is for linear layers"
+    if not may_be_linear(module):
+        return kind
     if not name:
         return "the model itself: use QLinear.from_linear"
     if id(module.weight) not in holders:
         return "its weight is made of others"
+    more = more_than_linear(module)
+    if more:
+        return more
     tied = [other for other in holders[id(module.weight)] if other != f"{name}.weight"]
     return f"tied to {tied[0].lstrip('.')}" if tied else "ignored"
 
 
 def is_linear(layer):
-    """Whether a QLinear can do a layer's work: nn.Linear, and transformers' Conv1D.
+    """Whether a QLinear can do a layer's work: a float nn.Linear that does nothing else, or transformers' Conv1D."""
+    return may_be_linear(layer) and more_than_linear(layer) is None
+
+
+def may_be_linear(layer):
+    """Whether a layer is a float nn.Linear or transformers' Conv1D, whatever it does besides.
 
     The output layer of PyTorch's MultiheadAttention is a Linear whose weight is read from outside, so it must keep it.
     """
     read_from_outside = isinstance(layer, torch.nn.modules.linear.NonDynamicallyQuantizableLinear)
-    return (isinstance(layer, torch.nn.Linear) and not read_from_outside) or is_conv1d(layer)
+    return (is_float(layer, torch.nn.Linear) and not read_from_outside) or is_conv1d(layer)
+
+
+def adapters_in(model):
+    """The modules in which peft keeps what it trains beside the layers of a model."""
+    parts = [getattr(m, name, None) for m in model.modules() for name in getattr(m, "adapter_layer_names", ())]
+    return [part for part in parts if isinstance(part, torch.nn.Module)]
+
+
+# ---------------------------------------------------------------- which layers to leave
 
 
 def is_ignored(name, layer, ignore):
-    """Whether a name, a glob or a predicate among `ignore` speaks of a layer."""
-    return any(
-        rule(name, layer)
-        if callable(rule)
-        else fnmatch.fnmatchcase(name, rule) or fnmatch.fnmatchcase(name, f"*.{rule}")
-        for rule in ([ignore] if isinstance(ignore, str) or callable(ignore) else ignore)
-    )
+    """Whether a rule among `ignore` speaks of a layer."""
+    return any(speaks_of(rule, name, layer) for rule in ignore_rules(ignore))
+
+
+def ignore_rules(ignore):
+    """What `quantize_model` takes as `ignore`, as a tuple of rules; TypeError naming what is none."""
+    several = isinstance(ignore, collections.abc.Iterable) and not isinstance(ignore, (str, torch.nn.Module))
+    rules = () if ignore is None else tuple(ignore) if several else (ignore,)
+    for rule in rules:
+        if not isinstance(rule, (str, re.Pattern)) and not callable(rule):  # as modules are
+            raise TypeError(
+                f"ignore must be None or names, globs, compiled regular expressions, modules or functions, not {rule!r}"
+            )
+    return rules
+
+
+def speaks_of(rule, name, layer):
+    """Whether one rule speaks of a layer."""
+    if isinstance(rule, torch.nn.Module):
+        return any(part is layer for part in rule.modules())
+    if isinstance(rule, re.Pattern):
+        return rule.search(name) is not None
+    if callable(rule):
+        return rule(name, layer)
+    return fnmatch.fnmatchcase(name, rule) or fnmatch.fnmatchcase(name, f"*.{rule}")
+
+
+def warn_of_rules_for_nothing(model, rules):
+    """Say of each name, glob or expression that it speaks of no module of the model that holds tensors."""
+    names = [name for name, module in model.named_modules(remove_duplicate=False) if module._parameters]
+    for rule in rules:
+        words = isinstance(rule, (str, re.Pattern)) and rule != "lm_head"  # which is there by default
+        if words and not any(speaks_of(rule, name, None) for name in names):
+            text = rule if isinstance(rule, str) else rule.pattern
+            warnings.warn(f"ignore: {text!r} matches no layer of this {type(model).__name__}", stacklevel=4)
 
 
 def set_submodule(model, name, layer):

@@ -10,6 +10,7 @@ import functools
 import torch
 
 from qlib.affine import asymmetric_qparams, dequantize, quantize
+from qlib.linear import is_float
 
 
 class MinMax:
@@ -124,7 +125,7 @@ def calibrate(model, observer=MinMax):
     observers, hooks = {}, []
     try:
         for name, layer in model.named_modules():
-            if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
+            if is_float(layer, (torch.nn.Linear, torch.nn.Conv2d)):
                 watch = functools.partial(observe_input, observers, name, observer)
                 hooks.append(layer.register_forward_pre_hook(watch))
         yield observers

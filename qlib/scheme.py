@@ -1,5 +1,6 @@
 """What to do with a tensor, in one small frozen object: how many bits, which mode, how fine a grid, which scales."""
 
+import numbers
 from dataclasses import asdict, dataclass
 
 # Of the grids beside the integers: the bits of a code, the largest level, and what they are called; see grids.py.
@@ -45,6 +46,8 @@ class Scheme:
     scales: str = "float32"
 
     def __post_init__(self):
+        for argument in ("bits", "axis", "group_size"):
+            object.__setattr__(self, argument, whole_number(getattr(self, argument)))
         if type(self.bits) is not int or not 2 <= self.bits <= 8:
             raise ValueError(f"bits must be a whole number from 2 to 8, not {self.bits!r}")
         if type(self.symmetric) is not bool:
@@ -100,6 +103,11 @@ class Scheme:
         mode = f"{self.bits}-bit {'symmetric' if self.symmetric else 'asymmetric'}"
         words = [GRID_NAMES.get(self.grid, mode), self.granularity, SCALE_NAMES[self.scales]]
         return ", ".join(word for word in words if word)
+
+
+def whole_number(value):
+    """A whole number of NumPy as an int; anything else, True and False among it, as it came."""
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value
 
 
 # The schemes that most models in use are quantized with, by the names the field gives their weights.

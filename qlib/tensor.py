@@ -176,6 +176,11 @@ def check_quantizable(tensor, scheme, name):
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
         kind = f"a {tensor.dtype} tensor" if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"
         raise TypeError(f"{name} must be a tensor of floating-point numbers, not {kind}")
+    if tensor.is_meta:
+        raise ValueError(
+            f"{name} is on the meta device, where a tensor has no values: the model was built without its weights, or "
+            "accelerate has offloaded them; load it whole first"
+        )
     if not tensor.numel():
         return
     # The smallest and the largest value tell it, and no copy is made; both are NaN where any value is.

@@ -53,7 +53,7 @@ def test_what_it_returns_follows_the_models_dtype_and_its_scales_do_not(dtype):
     ids, weight = torch.tensor([3, 1]), layer.weight
     cast = copy.deepcopy(layer).to(dtype)
     assert cast(ids).dtype == dtype and torch.equal(cast(ids), layer(ids).to(dtype))
-    assert torch.equal(cast.weight, weight) and cast.scale.dtype == torch.float32
+    assert torch.equal(cast.weight, weight.to(dtype)) and cast.scale.dtype == torch.float32
     assert QEmbedding.from_embedding(table().to(dtype), SCHEME)(ids).dtype == dtype
 
 

@@ -337,10 +337,11 @@ def test_a_layer_computes_with_the_dequantized_weight_and_keeps_its_scales_in_ha
     layer = QLinear.from_linear(linear, scheme)
     expected = torch.nn.functional.linear(x, quantize_tensor(linear.weight, scheme).dequantize(), linear.bias)
     torch.testing.assert_close(layer(x), expected)
-    assert layer(x.bfloat16()).dtype == torch.bfloat16 and not list(layer.parameters())
+    assert layer(x.bfloat16()).dtype == torch.bfloat16
     assert str(scheme) in repr(layer)
     before = layer.weight
-    assert torch.equal(layer.to(torch.float16).weight, before) and layer.bias.dtype == torch.float16
+    assert torch.equal(layer.to(torch.float16).qtensor.dequantize(), before) and layer.bias.dtype == torch.float16
+    assert torch.equal(layer.weight, before.half())
 
 
 @pytest.mark.parametrize("scheme", [NF4, NVFP4, MXFP4, FP8], ids=str)

@@ -34,7 +34,7 @@ def test_it_keeps_what_the_packed_tensor_keeps_and_no_more():
     layer = QLinear.from_linear(linear(64, 32, bias=False), Scheme(bits=2, symmetric=False, group_size=16))
     kept = sum(buffer.untyped_storage().nbytes() for buffer in layer.buffers())
     assert kept == layer.qtensor.nbytes == 32 * (64 * 2 // 8 + 4 * (4 + 1))
-    assert not list(layer.parameters())
+    assert not any(parameter.numel() for parameter in layer.parameters())
 
 
 def test_conv1d_is_quantized_the_right_way_round():

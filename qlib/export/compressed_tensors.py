@@ -25,7 +25,7 @@ from qlib.export.shared import (
     zero_codes,
 )
 from qlib.files import CONFIG, folder_in_one_piece, read_json, write_json
-from qlib.linear import QLinear, is_conv1d
+from qlib.linear import QLinear, is_conv1d, is_float
 
 COMPRESSED_TENSORS_FORMAT = "pack-quantized"
 
@@ -176,7 +176,7 @@ def quantization_config(model, layers):
         }
         for i, (scheme, names) in enumerate(groups.items())
     }
-    floats = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) or is_conv1d(m)]
+    floats = [name for name, m in model.named_modules() if is_float(m, torch.nn.Linear) or is_conv1d(m)]
     return {
         "quant_method": "compressed-tensors",
         "format": COMPRESSED_TENSORS_FORMAT,

@@ -14,7 +14,8 @@ import torch
 
 from qlib.kernels import WORDS
 
-HAS_NUMBA = importlib.util.find_spec("numba") is not None  # without it the plain formula does all the work
+# Without Numba, or where it is told to compile nothing, the plain formula does all the work.
+HAS_NUMBA = importlib.util.find_spec("numba") is not None and os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
 
 # Up to this many rows of x for each of two threads meet the packed weight itself; more meet blocks of it, dequantized.
 FEW_ROWS = 8
@@ -29,7 +30,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 # What a kernel takes for None.
-NO_BIAS, NO_ZERO_POINT = torch.empty(0), torch.empty(0, 0, dtype=torch.int8)
+NO_BIAS, NO_ZERO_POINT = torch.empty(0, dtype=torch.float32), torch.empty(0, 0, dtype=torch.int8)
 
 
 class Plan(NamedTuple):
@@ -70,7 +71,8 @@ def linear(x, packed, scale, zero_point, bias, plan):
         plan: what `plan_for` gave.
 
     Returns:
-        (..., out_features), of the dtype of x.
+        (..., out_features), of the dtype of x. Or None where a row of x holds an infinity or a NaN, or sums overflow:
+        the kernels take the zero points out of the sums, so they would give NaN where the plain formula does not.
     """
     rows, in_features = packed.shape[0], x.shape[-1]
     batch = x.numel() // in_features
@@ -78,7 +80,7 @@ def linear(x, packed, scale, zero_point, bias, plan):
     scale = scale.float()  # which leaves a float32 one as it is
     if plan.by_column:
         flat, lift = fold_columns(flat, scale, zero_point)
-        scale, zero_point = torch.ones(rows, 1), None
+        scale, zero_point = torch.ones(rows, 1, dtype=torch.float32), None
     elif scale.ndim == 0:
         scale, zero_point = (None if part is None else part.repeat(rows, 1) for part in (scale, zero_point))
     bias = NO_BIAS if bias is None else bias.float()
@@ -86,9 +88,12 @@ def linear(x, packed, scale, zero_point, bias, plan):
     few = batch <= FEW_ROWS * min(torch.get_num_threads(), 2)
     way = through_rows if few else through_blocks
     out = way(flat, packed, scale, zero_point, bias, plan)
+    if out is None or (lift is not None and not lift.isfinite().all()):
+        return None
     if lift is not None:
         out += lift
-    return out.to(x.dtype).reshape(*x.shape[:-1], rows)
+    out = out if out.dtype is x.dtype else out.to(x.dtype)  # to ask for what is there costs as much as to reshape it
+    return out.reshape(*x.shape[:-1], rows)
 
 
 def plan_for(scheme, in_features):
@@ -169,14 +174,18 @@ def fold_columns(x, scale, zero_point):
 
 
 def through_rows(x, packed, scale, zero_point, bias, plan):
-    """Multiply a few rows of x with the packed weight: each byte of it is read from memory once."""
+    """Multiply a few rows of x with the packed weight: each byte of it is read from memory once.
+
+    None where a row of x is not finite: then none of its outputs is, be it the first.
+    """
     x, rows = x.float().contiguous(), packed.shape[0]
     if x.data_ptr() % 4:
         x = x.clone()
-    out = torch.empty(x.shape[0], rows)
+    out = x.new_empty(x.shape[0], rows)
     kernel, _, sizes = makers(plan)
-    kernels().launch(kernel, sizes, x.numel() * rows, units_of(packed, plan), scale, zero_point, bias, x, out)
-    return out
+    tensors = units_of(packed, plan), scale, zero_point, bias, x, out
+    made = kernels().launch(kernel, sizes, x.numel() * rows, *tensors)
+    return out if math.isfinite(made[0, 0] if len(made) == 1 else sum(made[:, 0].tolist())) else None
 
 
 def through_blocks(x, packed, scale, zero_point, bias, plan):
@@ -226,7 +235,8 @@ def real_blocks(packed, scale, zero_point, plan, height, dtype):
     """
     _, kernel, sizes = makers(plan)
     units, columns = units_of(packed, plan), packed.shape[1] // plan.octets * plan.values
-    memory = torch.empty(height, columns // (plan.values * plan.span), plan.values, plan.span)
+    sizes_of_block = height, columns // (plan.values * plan.span), plan.values, plan.span
+    memory = torch.empty(sizes_of_block, dtype=torch.float32)
     rounded = memory if dtype == torch.float32 else torch.empty_like(memory, dtype=dtype)
     for first in range(0, packed.shape[0], height):
         here = slice(first, min(first + height, packed.shape[0]))

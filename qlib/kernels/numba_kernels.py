@@ -274,7 +274,11 @@ def part_of_unit(words, r, first, p):
 
 
 def launch(maker, sizes, work, *tensors):
-    """Run a kernel on tensors, on as many threads as PyTorch uses; on one if there is little to multiply."""
+    """Run a kernel on tensors, on as many threads as PyTorch uses; on one if there is little to multiply.
+
+    Returns:
+        the last of the tensors, which the kernel has filled, as a NumPy array.
+    """
     threads = 1 if work < ONE_THREAD else min(torch.get_num_threads(), threads_in_pool())
     kernel, arrays = (
         compiled(maker, sizes, threads > 1),
@@ -282,7 +286,7 @@ def launch(maker, sizes, work, *tensors):
     )
     if threads == 1:
         kernel(*arrays)
-        return
+        return arrays[-1]
     before = numba.get_num_threads()
     if before != threads:
         numba.set_num_threads(threads)
@@ -291,6 +295,7 @@ def launch(maker, sizes, work, *tensors):
     finally:
         if before != threads:
             numba.set_num_threads(before)
+    return arrays[-1]
 
 
 @functools.cache

@@ -81,7 +81,8 @@ def quantize_as_it_runs(model, scheme, calibration, ignore, make_qtensor, label)
     """
 
     def visit(name, layer, x):
-        return QLinear.from_qtensor(make_qtensor(name, layer, x), layer.bias).train(layer.training)
+        qtensor, dtype = make_qtensor(name, layer, x), layer.weight.dtype
+        return QLinear.from_qtensor(qtensor, layer.bias, dtype=dtype).train(layer.training)
 
     def quantize_layer(layer, scheme, name):
         if name not in made:

@@ -20,7 +20,7 @@ def hqq_model(model, scheme, zero_dtype=torch.float16, ignore=("lm_head",)):
 
     def quantize_layer(layer, scheme, name):
         qtensor = hqq_quantize(weight_of(layer, name), scheme, zero_dtype, f"{name}.weight")
-        return QLinear.from_qtensor(qtensor, layer.bias).train(layer.training)
+        return QLinear.from_qtensor(qtensor, layer.bias, dtype=layer.weight.dtype).train(layer.training)
 
     check_asymmetric(scheme)
     return quantize_model(model, scheme, ignore, quantize_layer=quantize_layer)

@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from qlib.affine import choose_qparams, dequantize, expand_groups, quant_range, quantize
+from qlib.linear import is_float
 from qlib.methods.static import fuse_batch_norms
 from qlib.tensor import quantize_tensor
 
@@ -88,7 +89,7 @@ def prepare_qat(net, scheme):
         raise ValueError(f"prepare_qat trains for integers with float32 scales, not for {scheme}")
     net = fuse_batch_norms(net).requires_grad_(True)
     for layer in list(net.modules()):
-        if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
+        if is_float(layer, (torch.nn.Linear, torch.nn.Conv2d)):
             parametrize.register_parametrization(layer, "weight", FakeQuantize(scheme))
     return net.train()
 

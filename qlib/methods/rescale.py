@@ -63,8 +63,8 @@ class DividedInput(torch.nn.Module):
         """The weight of the layer: for code that looks at it, as T5's does."""
         return self.layer.weight
 
-    def forward(self, x):
-        return self.layer(x / self.divisor.to(x.dtype))
+    def forward(self, input):
+        return self.layer(input / self.divisor.to(input.dtype))
 
 
 def rescale_model(model, calibration, choose_scale, divide=False, ignore=()):

@@ -8,7 +8,7 @@ import copy
 import torch
 
 from qlib.affine import asymmetric_qparams, channel_range, dequantize, quant_range, quantize
-from qlib.linear import integer_linear
+from qlib.linear import integer_linear, is_float
 from qlib.scheme import INT8
 from qlib.tensor import quantize_tensor
 
@@ -146,7 +146,7 @@ class IntegerConv2d(torch.nn.Module):
 
 def integer_layer(layer, scheme=INT8, x_range=None, x_bits=8):
     """The IntegerLinear or IntegerConv2d in the place of a torch.nn.Linear or Conv2d; TypeError for any other layer."""
-    if isinstance(layer, torch.nn.Linear):
+    if is_float(layer, torch.nn.Linear):
         return IntegerLinear(layer.weight, layer.bias, scheme, x_range, x_bits)
     if isinstance(layer, torch.nn.Conv2d):
         return IntegerConv2d(layer, scheme, x_range, x_bits)
@@ -209,7 +209,7 @@ def integer_net(net, scheme=INT8, observers=None, x_bits=8):
     """
     layers = {}
     for name, layer in net.named_children():
-        if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
+        if is_float(layer, (torch.nn.Linear, torch.nn.Conv2d)):
             layers[name] = integer_layer(layer, scheme, observed_range(observers, name), x_bits)
         else:
             layers[name] = copy.deepcopy(layer)
