@@ -21,7 +21,7 @@ WIDE = --line-length 200 --config format.skip-magic-trailing-comma=true --config
 # NB=03 narrows test, test-portable, test-browser, screenshots and notebooks to one lesson.
 LESSON = $(or $(wildcard notebooks/$(NB)_*.ipynb),$(error There is no lesson $(NB) in notebooks))
 
-.PHONY: help install lab test test-portable test-browser screenshots notebooks html progress bench lint clean
+.PHONY: help install lab test test-families test-portable test-browser screenshots notebooks html progress bench lint clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,9 @@ lab: install ## open the lessons in JupyterLab (ARGS='--no-browser --port 9000' 
 
 test: install ## run every test and check every notebook's outputs (NB=03: one lesson)
 	@$(QUIETLY) $(PYTEST) $(if $(NB),$(LESSON) $(wildcard tests/*$(NB)*.py),tests notebooks)
+
+test-families: install ## take all 112 architectures of tests/families.py every way through qlib
+	@$(QUIETLY) $(PYTHON_VENV) -m pytest -n logical --maxprocesses 4 -m "" --durations=10 tests/test_families.py
 
 test-portable: install ## check the notebooks' outputs with plain CPU instructions (NB=03: one lesson)
 	@$(QUIETLY) ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 \

@@ -41,6 +41,7 @@ from qlib.methods.rescale import DividedInput
 from qlib.model import (
     choose_layers,
     empty_layer,
+    matrices_in,
     parameters_to_pack,
     places_of,
     replace,
@@ -704,7 +705,7 @@ def report_of(model, made, targets, skipped, scheme, sqnrs):
             after += new - old
     left = []
     for layer in skipped:
-        weights = model.get_submodule(layer.name).named_parameters(recurse=False)
-        floats = [weight for key, weight in weights if weight.ndim > 1 and f"{layer.name}.{key}" not in targets]
+        weights = matrices_in(model.get_submodule(layer.name))
+        floats = [weight for key, weight in weights.items() if f"{layer.name}.{key}" not in targets]
         left.append(dataclasses.replace(layer, nbytes=sum(w.numel() * widths[id(w)] for w in floats)))
     return Report(list(quantized.values()), left, before, after)

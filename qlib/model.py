@@ -13,7 +13,16 @@ import torch
 
 from qlib.console import progress_bar
 from qlib.experts import PackedParameter, as_matrix, expert_parameters, is_experts, large_parameters, put_parameter
-from qlib.linear import QEmbedding, QLinear, hand_over_hooks, is_conv1d, is_float, more_than_linear, weight_of
+from qlib.linear import (
+    PackedLayer,
+    QEmbedding,
+    QLinear,
+    hand_over_hooks,
+    is_conv1d,
+    is_float,
+    more_than_linear,
+    weight_of,
+)
 from qlib.report import QuantizedLayer, Report, SkippedLayer, sqnr, state_dict_bytes
 from qlib.tensor import check_quantizable, quantize_tensor
 
@@ -282,12 +291,22 @@ def choose_layers(model, ignore, others=()):
             holders.setdefault(id(parameter), []).append(f"{name}.{key}")
     done = {*chosen, *others}
     for name, module in model.named_modules():
-        left = {key: p for key, p in module.named_parameters(recurse=False) if f"{name}.{key}" not in done}
-        nbytes = sum(parameter.nbytes for parameter in left.values() if parameter.ndim > 1)
+        matrices = [w for key, w in matrices_in(module).items() if f"{name}.{key}" not in done]
+        nbytes = sum(weight.nbytes for weight in matrices)
         if nbytes and name not in done:
             why = "an adapter" if module in adapters else why_left(name, module, holders)
             skipped.append(SkippedLayer(name, why, nbytes))
     return chosen, skipped
+
+
+def matrices_in(module):
+    """{name: tensor} of what a module itself holds in two dimensions or more, buffers that are saved with it too."""
+    if isinstance(module, PackedLayer):
+        return {}
+    unsaved = module._non_persistent_buffers_set
+    buffers = {key: b for key, b in module.named_buffers(recurse=False) if b.is_floating_point() and key not in unsaved}
+    tensors = dict(module.named_parameters(recurse=False)) | buffers
+    return {key: tensor for key, tensor in tensors.items() if tensor.ndim > 1}
 
 
 def why_left(name, module, holders):

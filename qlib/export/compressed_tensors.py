@@ -9,7 +9,7 @@ import copy
 import torch
 
 from qlib.checkpoint import QUANTIZED
-from qlib.experts import PackedParameter, parameter_name
+from qlib.experts import PackedParameter, is_experts, parameter_name
 from qlib.export.shared import (
     check_full_groups,
     check_grid,
@@ -157,9 +157,9 @@ def exportable_layers(model):
 
 
 def holds_experts(module):
-    """Whether a module keeps the weights of several experts in one tensor, (experts, outputs, inputs)."""
-    is_conv = isinstance(module, torch.nn.modules.conv._ConvNd)
-    return not is_conv and any(p.ndim == 3 and p.shape[0] > 1 for p in module.parameters(recurse=False))
+    """Whether a module keeps the float weights of several experts in one tensor, (experts, outputs, inputs)."""
+    named = is_experts(module) or "Expert" in type(module).__name__
+    return named and any(weight.ndim == 3 for weight in module.parameters(recurse=False))
 
 
 def quantization_config(model, layers):
