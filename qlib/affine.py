@@ -203,5 +203,5 @@ def expand_groups(qparam, tensor, group_size=None):
 
 
 def nonzero_scale(scale):
-    """`scale` with 1 where it is zero or too small for float32 to hold exactly, so that dividing by it is safe."""
-    return torch.where(scale.abs() < torch.finfo(torch.float32).tiny, 1.0, scale)
+    """`scale` with 1 where it is zero, so that dividing by it is safe."""
+    return torch.where(scale == 0, 1.0, scale)

@@ -188,14 +188,17 @@ def power_of_two_codes(scale, scheme):
     _, end = math.frexp(scheme.largest)
     mantissa, exponent = (scale * scheme.largest).frexp()  # from 0.5 to 1, and the power of two that it is times
     exponent = exponent - end + (mantissa >= beyond / 2**end)
-    return (exponent + 127).clamp(1, 254).to(torch.uint8)
+    if (exponent < -126).any():
+        raise ValueError(f"a scale of {scale.min().item():.1e} does not fit into 8 bits of exponent")
+    return (exponent + 127).clamp(max=254).to(torch.uint8)
 
 
 def e4m3_scales(scale, largest, absmax):
     """Scales in FP8, and what all are divided by on the way back: it maps the largest weight to `largest`."""
     most = absmax.amax() if absmax.numel() else absmax.new_zeros(())
-    global_scale = largest / most.clamp(min=torch.finfo(torch.float32).tiny)
-    global_scale = torch.where(global_scale.isinf(), 1.0, global_scale)
+    global_scale = torch.where(most == 0, 1.0, (largest / most).clamp(max=torch.finfo(torch.float32).max))
+    if most > 0 and most * global_scale < largest / LARGEST_E4M3 * torch.finfo(torch.float8_e4m3fn).tiny:
+        raise ValueError(f"no FP8 scale is fine enough for a tensor whose largest magnitude is {most.item():.1e}")
     rounded = (scale * global_scale).clamp(max=LARGEST_E4M3).to(torch.float8_e4m3fn).float()
     rounded = torch.where(rounded == 0, E4M3_FOR_ZEROS, rounded).to(torch.float8_e4m3fn)
     return {"scale": rounded, "global_scale": global_scale}

@@ -42,10 +42,12 @@ class ReadOnlyWeight(torch.Tensor):
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if any(isinstance(written, cls) for written in tree_leaves(written_by(function, args, kwargs))):
-            raise TypeError(f"{READ_ONLY} ({function.__name__})")
+            # A TypeError would be taken for "no such operator", and w += 1 would become w = w + 1.
+            raise ValueError(f"{READ_ONLY} ({function.__name__})")
         with torch._C.DisableTorchFunctionSubclass():
             ours = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, cls)]
-            return tree_map(lambda made: read_only(made, ours), function(*args, **kwargs))
+            made = function(*args, **kwargs)
+            return made if isinstance(made, torch.Size) else tree_map(lambda part: read_only(part, ours), made)
 
     def plain(self):
         """The same numbers in the same memory, as a tensor that can be written to."""
@@ -164,12 +166,12 @@ class PackedLayer(torch.nn.Module):
 
     @weight.setter
     def weight(self, _):
-        raise TypeError(READ_ONLY)
+        raise ValueError(READ_ONLY)
 
     def register_parameter(self, name, param):
-        """As for any module; TypeError for a weight, which would hide the packed one."""
+        """As for any module; ValueError for a weight, which would hide the packed one."""
         if name == "weight":
-            raise TypeError(READ_ONLY)
+            raise ValueError(READ_ONLY)
         super().register_parameter(name, param)
 
     def set_example(self, dtype, device):

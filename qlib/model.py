@@ -166,15 +166,15 @@ def forget_ties(model):
     """Have a model of transformers tie no more what is no Parameter now: quantized layers share packed weights."""
     for module in model.modules():
         ties = getattr(module, "all_tied_weights_keys", None) or {}
-        kept = {target: source for target, source in ties.items() if has_tensor(module, target, source)}
+        kept = {target: source for target, source in ties.items() if has_parameters(module, target, source)}
         if kept != ties:
             module.all_tied_weights_keys = module._tied_weights_keys = kept
 
 
-def has_tensor(model, *names):
-    """Whether a model has a parameter or a buffer of each of these names."""
-    owners = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]
-    return all(leaf in owner._parameters or leaf in owner._buffers for owner, leaf in owners)
+def has_parameters(model, *names):
+    """Whether a model has a parameter of each of these names. None is asked for: a quantized weight would be made."""
+    places = (name.rpartition(".") for name in names)
+    return all(leaf in model.get_submodule(owner)._parameters for owner, _, leaf in places)
 
 
 # ---------------------------------------------------------------- weights that no linear layer holds

@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from qlib.affine import choose_qparams, quant_range
+from qlib.affine import block_range, choose_qparams, quant_range
 from qlib.grids import SCALE_SCHEME, decode, encode, read_scale, scale_shape, store_scale
 from qlib.kernels.quantize import is_large, quantize_in_blocks, row_blocks
 from qlib.packing import pack, unpack
@@ -119,7 +119,10 @@ def large_in_blocks(quantize):
         if not isinstance(tensor, torch.Tensor) or not is_large(tensor.shape):
             return quantize(tensor, scheme, name)
         check_quantizable(tensor, scheme, name)
-        return QTensor.from_packed(*quantize_in_blocks(tensor.detach(), scheme), scheme, tensor.shape)
+        packed, scale, zero_point = quantize_in_blocks(tensor.detach(), scheme)
+        qtensor = QTensor.from_packed(packed, scale, zero_point, scheme, tensor.shape)
+        check_scale(qtensor.scale, tensor.detach(), scheme, name)
+        return qtensor
 
     return quantize_tensor
 
@@ -144,6 +147,7 @@ def quantize_tensor(tensor, scheme, name="tensor"):
     check_quantizable(tensor, scheme, name)
     tensor = tensor.detach()  # a scale with a gradient would keep the whole tensor alive
     scale, zero_point = choose_qparams(tensor, scheme)
+    check_scale(scale, tensor, scheme, name)
     scale = store_scale(scale, scheme, tensor)
     values = encode(tensor, scale, zero_point, scheme)
     return QTensor(values, scale, zero_point, scheme)
@@ -191,6 +195,24 @@ def check_quantizable(tensor, scheme, name):
         raise ValueError(
             f"{name} cannot be quantized: the value at {list(index)} is {tensor[index].item()}; "
             f"values must be finite and no larger than {LARGEST:.1e}"
+        )
+
+
+def check_scale(scale, tensor, scheme, name):
+    """Raise one clear error where the values of a block are so small that float32 has no scale for them.
+
+    Float32 has steps of 2**-149 there. From 127 of them on a scale is right to half a step of any grid.
+    """
+    doubtful = (scale < 2.0**-142) | (scale == 1)  # 1 is the scale of a block of zeros, too
+    if not doubtful.any():
+        return
+    low, high = block_range(tensor, scheme)
+    absmax = torch.maximum(-low, high).float()
+    lost = doubtful & (absmax > 0) & (absmax < 1e-37)
+    if lost.any():
+        raise ValueError(
+            f"{name} cannot be quantized: in a block the largest magnitude is {absmax[lost][0].item():.1e}, for which "
+            "float32 has no scale; set such values to 0"
         )
 
 

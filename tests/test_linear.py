@@ -1,6 +1,8 @@
 """QLinear: a linear layer on packed integers, equal to the dequantized layer whatever is done to it."""
 
 import copy
+import io
+import pickle
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qlib import FP8, MXFP4, NF4, NVFP4, Scheme, fake_quantize, quantize_model, quantize_tensor
 from qlib.linear import QLinear, integer_linear
+from qlib.model import is_linear
 from tests.strategies import schemes
 
 
@@ -93,6 +96,228 @@ def test_a_weight_that_cannot_be_quantized_is_named():
         QLinear.from_linear(layer, Scheme(), "mlp.up")
     with pytest.raises(TypeError, match=r"conv is a Conv2d; only nn\.Linear"):
         QLinear.from_linear(torch.nn.Conv2d(1, 1, 1), Scheme(), "conv")
+
+
+# ---------------------------------------------------------------- as an nn.Linear, and the weight that it shows
+
+
+def quantized_linear(**options):
+    return QLinear.from_linear(linear(64, 32), Scheme(4, symmetric=False, group_size=32), **options)
+
+
+WRITES = {
+    "zero_ of data": lambda layer: layer.weight.data.zero_(),
+    "copy_ of a transposed view": lambda layer: layer.weight.T.copy_(torch.zeros(64, 32)),
+    "an element": lambda layer: layer.weight.__setitem__((0, 0), 1.0),
+    "an operator": lambda layer: layer.weight.detach().view(-1).__iadd__(1.0),
+    "data": lambda layer: setattr(layer.weight, "data", torch.zeros(32, 64)),
+    "the result of another function": lambda layer: torch.add(torch.zeros(32, 64), 1, out=layer.weight),
+    "a function in place": lambda layer: torch.nn.functional.relu(layer.weight, inplace=True),
+    "many at once": lambda layer: torch._foreach_mul_([layer.weight], 2.0),
+    "an initializer": lambda layer: torch.nn.init.xavier_uniform_(layer.weight),
+    "another initializer": lambda layer: torch.nn.init.orthogonal_(layer.weight),
+    "reset_parameters": lambda layer: layer.reset_parameters(),
+    "a parameter": lambda layer: setattr(layer, "weight", torch.nn.Parameter(torch.zeros(32, 64))),
+    "a tensor": lambda layer: setattr(layer, "weight", torch.zeros(32, 64)),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
+def test_a_write_to_the_weight_is_refused_in_words_and_changes_nothing(write):
+    layer = quantized_linear()
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(ValueError, match="what is written to it would be lost"):
+        write(layer)
+    torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="read-only"):
+        layer.weight.numpy()[0] = 1
+
+
+def test_whoever_reads_the_weight_computes_with_it_as_with_any_tensor():
+    layer, x = quantized_linear(), torch.linspace(-1, 1, 128).reshape(2, 64).requires_grad_()
+    weight = layer.qtensor.dequantize()
+    out = torch.nn.functional.linear(x, layer.weight)
+    assert type(out) is torch.Tensor and torch.equal(out, torch.nn.functional.linear(x, weight))
+    out.sum().backward()
+    assert torch.equal(x.grad, weight.sum(0).expand(2, 64))
+    for made in (layer.weight + 0, layer.weight.clone(), copy.deepcopy(layer.weight), torch.zeros(32, 64) + layer.weight):
+        assert type(made) is torch.Tensor and torch.equal(made, weight)
+    assert torch.equal(pickle.loads(pickle.dumps(layer.weight)), weight)
+    read = torch.compile(lambda x: x @ layer.weight.T, backend="eager")
+    assert torch.equal(read(x), x @ weight.T)
+    assert repr(layer.weight) == repr(weight)
+
+
+def test_a_parameter_made_of_the_weight_can_be_trained_and_saved():
+    layer, plain = quantized_linear(), torch.nn.Linear(64, 32)
+    plain.weight = torch.nn.Parameter(layer.weight)
+    with torch.no_grad():
+        plain.weight += 1
+    assert torch.equal(plain.weight, layer.weight + 1)
+    torch.save(plain.state_dict(), file := io.BytesIO())
+    assert torch.equal(torch.load(io.BytesIO(file.getvalue()))["weight"], layer.weight + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_weight_is_read_in_the_dtype_of_the_float_one(dtype, bias):
+    layer = QLinear.from_linear(linear(bias=bias).to(dtype), Scheme(8))
+    assert layer.weight.dtype == next(layer.parameters()).dtype == dtype
+    for cast in (layer.type(torch.float16), layer.to(torch.bfloat16), layer.float()):
+        assert cast.weight.dtype == cast.example.dtype and cast.packed.dtype == torch.uint8
+
+
+def test_a_state_dict_of_the_first_version_which_has_no_example_loads():
+    layer, empty = quantized_linear(), QLinear(64, 32, Scheme(4, symmetric=False, group_size=32))
+    state = layer.state_dict()
+    del state["example"]
+    empty.load_state_dict(state)
+    assert torch.equal(empty.weight, layer.weight)
+
+
+@pytest.mark.parametrize("activation_bits", [None, 8])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_under_autocast_it_returns_what_a_float_layer_returns(x_dtype, dtype, activation_bits):
+    layer = quantized_linear(activation_bits=activation_bits)
+    plain = torch.nn.Linear(64, 32)
+    plain.weight, plain.bias = torch.nn.Parameter(layer.weight), torch.nn.Parameter(layer.bias)
+    for rows, grad in ((2, False), (2, True), (40, False)):
+        x = torch.linspace(-1, 1, 64 * rows).mul(9).sin().reshape(rows, 64).to(x_dtype).requires_grad_(grad)
+        with torch.autocast("cpu", dtype), torch.set_grad_enabled(grad):
+            ours, theirs = layer(x), plain(x)
+        assert ours.dtype == theirs.dtype == dtype
+        torch.testing.assert_close(ours, theirs, rtol=0.03, atol=0.03)
+
+
+def test_the_input_can_be_given_by_name_as_that_of_a_float_layer():
+    layer, x = quantized_linear(), torch.ones(1, 64)
+    assert torch.equal(layer(input=x), layer(x))
+
+
+def test_rows_that_are_not_finite_spoil_no_others_with_int8_activations_either():
+    x = torch.linspace(-1, 1, 64 * 3).reshape(3, 64)
+    x[1, 5] = torch.inf
+    for per_token, threshold in ((True, None), (False, None), (True, 0.9)):
+        layer = quantized_linear(activation_bits=8)
+        layer.set_activations(8, threshold, per_token)
+        out = layer(x)
+        assert torch.equal(out[::2], layer(x[::2]))
+        torch.testing.assert_close(out[1], x[1] @ layer.weight.T + layer.bias, equal_nan=True)
+
+
+# ---------------------------------------------------------------- what does more than a linear layer
+
+
+class Renamed(torch.nn.Linear):
+    def forward(self, hidden_states):
+        product = hidden_states @ self.weight.T
+        return product if self.bias is None else product + self.bias
+
+
+class Scaled(torch.nn.Linear):
+    def forward(self, x):
+        return 0.1 * super().forward(x)
+
+
+class Clamped(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x.clamp(-100, 100))
+
+
+class DropsInTraining(torch.nn.Linear):
+    def forward(self, x):
+        return torch.nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+
+class GivesTwo(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class TakesTwo(torch.nn.Linear):
+    def forward(self, x, mask=None):
+        return super().forward(x)
+
+
+class Counts(torch.nn.Linear):
+    seen = 0
+
+    def forward(self, x):
+        self.seen += 1
+        return super().forward(x)
+
+
+class HoldsMore(torch.nn.Linear):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("weight_scale", torch.ones(()))
+
+
+def with_a_forward_put_on(layer):
+    layer.forward = lambda x: x
+    return layer
+
+
+LEFT = {
+    "Scaled with a forward of its own": Scaled,
+    "Clamped with a forward of its own": Clamped,
+    "DropsInTraining with a forward of its own": DropsInTraining,
+    "GivesTwo with a forward of its own": GivesTwo,
+    "TakesTwo with a forward of its own": TakesTwo,
+    "Counts with a forward of its own": Counts,
+    "HoldsMore that holds more than a weight and a bias: weight_scale": HoldsMore,
+    "Linear whose forward was replaced": lambda *sizes: with_a_forward_put_on(torch.nn.Linear(*sizes)),
+    "Linear whose weight is float8_e4m3fn already": lambda *sizes: torch.nn.Linear(*sizes).to(torch.float8_e4m3fn),
+}
+
+
+@pytest.mark.parametrize(("words", "make"), LEFT.items(), ids=LEFT.keys())
+def test_a_layer_that_does_more_is_left_with_a_word(words, make):
+    model = torch.nn.Sequential(make(16, 8), Renamed(16, 8), Renamed(16, 8, False))
+    random_state = torch.random.get_rng_state()
+    report = quantize_model(model, Scheme(8))
+    assert [layer.name for layer in report.quantized] == ["1", "2"]
+    assert [(left.name, left.why) for left in report.skipped] == [("0", f"a {words}")]
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+    with pytest.raises(TypeError, match=f"up is a {words}"):
+        QLinear.from_linear(model[0], Scheme(8), "up")
+
+
+def test_the_subclasses_of_transformers_are_told_apart_on_the_meta_device_too():
+    from transformers import Llama4TextConfig
+    from transformers.integrations.finegrained_fp8 import FP8Linear
+    from transformers.models.falcon.modeling_falcon import FalconLinear
+    from transformers.models.llama4.modeling_llama4 import Llama4Router
+
+    config = Llama4TextConfig(hidden_size=32, num_local_experts=4, num_experts_per_tok=1)
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            layers = [FalconLinear(32, 8), FalconLinear(32, 8, bias=False), Llama4Router(config), FP8Linear(32, 8)]
+        assert [is_linear(layer) for layer in layers] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("tie", [torch.nn.utils.parametrizations.weight_norm, torch.nn.utils.spectral_norm])
+def test_a_weight_that_is_made_of_others_is_left_with_a_word(tie):
+    report = quantize_model(torch.nn.Sequential(tie(torch.nn.Linear(8, 8))), Scheme(8))
+    assert not report.quantized and {left.why for left in report.skipped} >= {"its weight is made of others"}
+
+
+def test_hooks_go_on_and_can_still_be_removed():
+    model, seen = torch.nn.Sequential(torch.nn.Linear(8, 8)), []
+    handles = [
+        model[0].register_forward_pre_hook(lambda *_: seen.append("before")),
+        model[0].register_forward_hook(lambda *_, **__: seen.append("after"), with_kwargs=True),
+        model[0].register_full_backward_hook(lambda *_: seen.append("back")),
+    ]
+    quantize_model(model, Scheme(8))
+    x = torch.ones(2, 8, requires_grad=True)
+    model(x).sum().backward()
+    assert seen == ["before", "after", "back"]
+    for handle in handles:
+        handle.remove()
+    model(x).sum().backward()
+    assert len(seen) == 3
 
 
 # ---------------------------------------------------------------- int8 activations

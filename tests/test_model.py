@@ -1,7 +1,9 @@
 """quantize_model and replace_linear on small models of real kinds: what is replaced, what is left, what it costs."""
 
 import copy
+import re
 
+import accelerate
 import pytest
 import torch
 import transformers
@@ -80,11 +82,32 @@ def test_a_tied_head_stays_tied_and_is_never_counted_twice():
         (("model.layers.0.self_attn.q_proj",), 14),
         (lambda name, layer: layer.out_features == 48, 11),
         ((), 15),
+        (None, 15),
+        (re.compile(r"(up|down)_proj|head$"), 10),
+        (["lm_head", re.compile("layers.0"), lambda name, layer: name.endswith("q_proj")], 6),
     ],
-    ids=["a name", "a last name", "a glob", "a full name", "a predicate", "nothing"],
+    ids=["a name", "a last name", "a glob", "a full name", "a predicate", "nothing", "None", "an expression", "a mixture"],
 )
 def test_what_to_leave_can_be_said_by_name_by_glob_and_by_predicate(ignore, left):
     assert len(replace_linear(llama(tied=False), SCHEME, ignore)) == left
+
+
+def test_a_module_that_is_to_be_left_is_left_with_all_in_it():
+    model = llama(tied=False)
+    assert len(replace_linear(model, SCHEME, [model.lm_head, model.model.layers[0]])) == 7
+
+
+@pytest.mark.parametrize("rule", ["q_porj", "model.layers.0", re.compile("^layers")])
+def test_a_rule_that_matches_no_layer_is_said(rule):
+    text = getattr(rule, "pattern", rule)
+    with pytest.warns(UserWarning, match=f"{re.escape(repr(text))} matches no layer of this LlamaForCausalLM"):
+        replace_linear(llama(tied=False), SCHEME, ("lm_head", rule))
+
+
+@pytest.mark.parametrize("ignore", [3, ["lm_head", 3], [None]])
+def test_what_is_no_rule_is_refused(ignore):
+    with pytest.raises(TypeError, match=r"ignore must be None or names, globs, .* not (3|None)"):
+        quantize_model(llama(tied=False), SCHEME, ignore)
 
 
 def test_the_structure_can_be_replaced_on_meta_and_filled_from_a_state_dict():
@@ -111,3 +134,48 @@ def test_a_weight_that_cannot_be_quantized_leaves_the_model_as_it_was():
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_layers_that_have_no_values_are_named_before_anything_is_touched():
+    whole = llama(tied=False)
+    accelerate.cpu_offload(whole.model.layers[1].mlp)
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.gate_proj\.weight is on the meta device.*offloaded"):
+        quantize_model(whole, SCHEME)
+    assert not any(isinstance(module, QLinear) for module in whole.modules())
+    with pytest.raises(ValueError, match=r"up\.weight is on the meta device, where a tensor has no values"):
+        QLinear.from_linear(torch.nn.Linear(8, 8, device="meta"), SCHEME, "up")
+
+
+def test_an_all_quantized_model_still_has_a_first_parameter_in_its_dtype():
+    model = torch.nn.Sequential(torch.nn.Linear(16, 16, bias=False)).bfloat16()
+    quantize_model(model, SCHEME)
+    assert next(model.parameters()).dtype == torch.bfloat16
+
+
+def test_transformers_in_bfloat16_read_the_weight_in_bfloat16():
+    torch.manual_seed(0)
+    model = torch.nn.TransformerEncoderLayer(32, 4, 48, batch_first=True).bfloat16().eval()
+    quantize_model(model, SCHEME)
+    assert model(torch.ones(1, 3, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_to_tie_the_weights_of_a_quantized_model_again_changes_nothing():
+    model = llama(tied=True)
+    quantize_model(model, SCHEME, embeddings=True, ignore=())
+    before = model(IDS).logits
+    model.tie_weights()
+    assert model.lm_head.packed is model.model.embed_tokens.packed
+    assert torch.equal(model(IDS).logits, before)
+
+
+def test_deberta_runs_under_autocast():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = transformers.DebertaV2Config(
+        **sizes, vocab_size=64, relative_attention=True, pos_att_type=["p2c", "c2p"], max_position_embeddings=32
+    )
+    model = transformers.DebertaV2Model(config).eval()
+    expected = model(IDS).last_hidden_state
+    quantize_model(model, Scheme(8))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        torch.testing.assert_close(model(IDS).last_hidden_state.float(), expected, rtol=0.1, atol=0.1)
