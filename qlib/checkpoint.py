@@ -300,21 +300,19 @@ def classes_of(config, origin):
     architectures, model_type = config.get("architectures"), config.get("model_type")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else None
     model_class = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
-    is_model = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
-    known = isinstance(model_type, str) and model_type in transformers.CONFIG_MAPPING
-    if is_model and model_class is not transformers.PreTrainedModel and known:
-        return model_class, transformers.CONFIG_MAPPING[model_type]
+    is_class = isinstance(model_class, type) and model_class is not transformers.PreTrainedModel
     if not architecture:
         what = "no architecture"
-    elif not is_model:
+    elif not is_class or not issubclass(model_class, transformers.PreTrainedModel):
         what = f"the architecture {architecture!r}, which transformers lacks"
-    else:
+    elif not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
         what = f"the model type {model_type!r}, which transformers lacks"
-    if "auto_map" in config:
-        what += " (auto_map names code of the checkpoint's own, which qlib never runs)"
-    raise ValueError(
-        f"{origin} names {what}: build the model yourself, quantize_model it, and give load_quantized the model too"
-    )
+    else:
+        return model_class, transformers.CONFIG_MAPPING[model_type]
+    give = "give load_quantized the model too"
+    if "auto_map" in config:  # code that came with the checkpoint: never run here, nor asked about on the terminal
+        give = f"{give}, which AutoModel.from_config builds with trust_remote_code=True if you trust its code"
+    raise ValueError(f"{origin} names {what}: {give}")
 
 
 COUNTS = ("layer", "layers", "blocks", "depth", "depths", "experts")  # how numbers of modules are called

@@ -32,6 +32,7 @@ PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  #
 PLAN = ".plan.json"  # in an unfinished folder: what it is going to be
 SAVED, STALE = ".qlib-save", ".stale.json"  # in a model's folder: a save that is whole; in that: the files it replaces
 TRIES = 100  # of reading a folder that others change all the while
+PATIENCE = 10  # seconds without a step, after which a save that holds no lock is taken for a killed one
 READS = "qlib reads safetensors alone"
 DTYPES = {
     "F64": torch.float64,
@@ -301,7 +302,7 @@ def opened_folder(folder):
                 if (folder / GENERATION).exists():
                     generation = read_json(folder / GENERATION)
                 files = [held.enter_context(WeightFile(path)) for path in weight_files(folder)]
-            except (OSError, ValueError) as caught:
+            except Exception as caught:  # whose fault it is, is seen next
                 error = caught
             if SAVED not in before and state_of(folder) == before:
                 if error is not None:
@@ -332,12 +333,20 @@ def whole_folder(folder):
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     if os.path.lexists(folder / SAVED):
-        with locked(folder):
+        with locked(folder) as handle:
             try:
-                finish_save(folder)
+                if handle is not None or is_old(folder / SAVED):
+                    finish_save(folder)
             except OSError as error:
                 raise ValueError(f"{folder}: a save was interrupted, and to end it takes a write: {error}") from None
     return folder
+
+
+def is_old(path):
+    """Whether nothing has happened in a folder for so long that whoever was at it must be dead, where no lock tells."""
+    with contextlib.suppress(FileNotFoundError):
+        return time.time() - os.stat(path).st_mtime > PATIENCE
+    return False
 
 
 def real_path(folder):

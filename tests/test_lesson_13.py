@@ -215,7 +215,7 @@ def test_a_streamed_load_peaks_near_the_file_and_a_naive_one_near_the_float_mode
     naive, streamed = map(int, done.stdout.split())
     file, floats = (tmp_path / "4-bit" / "model.safetensors").stat().st_size, 2 * 4096 * 4096 * 4
     assert naive > floats
-    assert file * 0.9 < streamed < 2 * file + 20 * 10**6 < floats
+    assert file * 0.9 < streamed < file + file / 2 + 20 * 10**6 < floats  # the file, and one of its two tensors
 
 
 def test_the_picture_of_peaks_says_only_what_does_not_vary():

@@ -57,12 +57,13 @@ def source(tmp_path):
 
 
 def contents(folder):
-    """{name: bytes} of all the files of a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """{name: bytes} of all the files of a folder that are not hidden."""
+    return {path.name: path.read_bytes() for path in folder.glob("[!.]*")}
 
 
 def hidden(folder):
-    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    """What saves left in a folder of models and in those."""
+    return [path.name for path in (*folder.glob(".*"), *folder.glob("*/.*"))]
 
 
 # ---------------------------------------------------------------- there and back
@@ -276,37 +277,6 @@ def root(request):
     return str(request.config.rootpath)
 
 
-def test_a_save_that_is_killed_leaves_the_old_folder_whole(folder, llama, root):
-    before = contents(folder)
-    prepare = f"""
-    model = tiny_model("Llama")
-    quantize_model(model, Scheme(bits=8))
-    files.put_in_place = die
-    save_quantized(model, {str(folder)!r})
-    """
-    assert killed_in(KILL_AT.format(root=root, prepare=prepare), root)
-    assert contents(folder) == before
-    assert_same_outputs(llama, load_quantized(folder))
-    save_quantized(quantized("Llama", Scheme(bits=8)), folder)  # and the next one is not in its way
-    assert hidden(folder.parent) == []
-
-
-def test_a_save_that_is_killed_between_its_two_renames_is_put_right_by_the_next_load(folder, llama, root):
-    prepare = f"""
-    model = tiny_model("Llama")
-    quantize_model(model, Scheme(bits=8))
-    rename = pathlib.Path.rename
-    def once(path, target):
-        rename(path, target)
-        die()
-    pathlib.Path.rename = once
-    save_quantized(model, {str(folder)!r})
-    """
-    assert killed_in(KILL_AT.format(root=root, prepare=prepare), root)
-    assert not folder.exists()
-    assert_same_outputs(llama, load_quantized(folder))
-
-
 def test_quantizing_a_checkpoint_goes_on_where_it_was_killed(source, tmp_path, root, monkeypatch):
     from qlib import checkpoint
 
@@ -332,9 +302,9 @@ def test_quantizing_a_checkpoint_goes_on_where_it_was_killed(source, tmp_path, r
 
 
 def test_what_was_begun_with_another_scheme_is_begun_anew(source, tmp_path, monkeypatch):
-    from qlib import checkpoint
+    from qlib import files
 
-    monkeypatch.setattr(checkpoint, "put_in_place", lambda *_: None)
+    monkeypatch.setattr(files, "put_in_place", lambda *_: None)
     quantize_checkpoint(source, tmp_path / "model", Scheme(bits=8))
     monkeypatch.undo()
     quantize_checkpoint(source, tmp_path / "model", SCHEME)
@@ -345,17 +315,17 @@ def test_a_checkpoint_is_quantized_one_tensor_at_a_time(source, tmp_path, monkey
     """No tensor that was read is still alive when the next is."""
     import weakref
 
-    from qlib import checkpoint
+    from qlib import files
 
-    alive, most, read_tensor = [], [], checkpoint.read_tensor
+    alive, most, read_tensor = [], [], files.read_tensor
 
-    def watched(path, key):
+    def watched(file, key):
         most.append(sum(reference() is not None for reference in alive))
-        tensor = read_tensor(path, key)
+        tensor = read_tensor(file, key)
         alive.append(weakref.ref(tensor))
         return tensor
 
-    monkeypatch.setattr(checkpoint, "read_tensor", watched)
+    monkeypatch.setattr(files, "read_tensor", watched)
     quantize_checkpoint(source, tmp_path / "model", SCHEME)
     assert len(most) == 21
     assert max(most) == 0
@@ -394,6 +364,12 @@ def edit_config(folder, change):
 
 
 UP = "model.layers.0.mlp.up_proj"
+
+
+def retie(folder, ties):
+    """Write other ties into the header of a file."""
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "ties": ties})
 
 
 def cut_off(folder):
@@ -469,6 +445,52 @@ BROKEN = {
         lambda f: edit_config(f, lambda c: c["quantization_config"]["layers"].update({"model.norm": {"bits": 4}})),
         r"config\.json does not fit the model: model\.norm is a LlamaRMSNorm",
     ),
+    "the config is nested without end": (
+        lambda f: (f / "config.json").write_text('{"a":' * 100_000),
+        r"config\.json is not JSON",
+    ),
+    "the generation settings are cut off": (
+        lambda f: (f / "generation_config.json").write_text('{"max_new'),
+        r"generation_config\.json is not JSON",
+    ),
+    "the generation settings are nonsense": (
+        lambda f: (f / "generation_config.json").write_text('{"max_new_tokens": -1, "watermarking_config": 3}'),
+        r"generation_config\.json makes no sense",
+    ),
+    "the ties are a list": (lambda f: retie(f, "[1]"), r"model\.safetensors is not .*ties are no names by name"),
+    "the ties are nested": (lambda f: retie(f, '{"a": {"b": "c"}}'), r"model\.safetensors is not .*ties are no names"),
+    "the ties are nested without end": (lambda f: retie(f, "[" * 100_000), r"model\.safetensors is not a checkpoint"),
+    "a float is stored as integers": (
+        lambda f: rewrite(f, lambda t: t.update({"model.norm.weight": torch.ones(64, dtype=torch.int32)})),
+        r"model\.norm\.weight is torch\.int32; the model needs torch\.float32",
+    ),
+    "a scale is a float8": (
+        lambda f: rewrite(f, lambda t: t.update({f"{UP}.scale": t[f"{UP}.scale"].to(torch.float8_e4m3fn)})),
+        rf"{UP}\.scale is torch\.float8_e4m3fn; the model needs torch\.float32",
+    ),
+    "there are endlessly many layers": (
+        lambda f: edit_config(f, lambda c: c.update(num_hidden_layers=10**9)),
+        r"config\.json describes no LlamaForCausalLM .*num_hidden_layers is 1000000000, more than the checkpoint has",
+    ),
+    "there are far more layers than tensors": (
+        lambda f: edit_config(f, lambda c: c.update(num_hidden_layers=1100)),
+        r"config\.json describes no LlamaForCausalLM .*far more parameters than the checkpoint has tensors",
+    ),
+    "a size makes no sense": (
+        lambda f: edit_config(f, lambda c: c.update(hidden_size=-3)),
+        r"config\.json describes no LlamaForCausalLM that can be built",
+    ),
+    **{
+        f"the architecture is {name!r}, no model": (
+            lambda f, name=name: edit_config(f, lambda c: c.update(architectures=[name])),
+            rf"names the architecture {name!r}, which transformers lacks",
+        )
+        for name in (5, "pipeline", "Trainer", "PreTrainedModel", "LlamaConfig")
+    },
+    "the model type is unknown": (
+        lambda f: edit_config(f, lambda c: c.update(model_type="abacus")),
+        r"names the model type 'abacus', which transformers lacks: give load_quantized the model too$",
+    ),
     "the architecture is unknown": (
         lambda f: edit_config(f, lambda c: c.update(architectures=["Abacus"])),
         r"names the architecture 'Abacus', which transformers lacks",
@@ -527,7 +549,7 @@ def test_a_model_is_untouched_by_a_checkpoint_that_does_not_fit(tmp_path):
 def test_a_source_that_cannot_be_quantized_leaves_nothing_where_the_model_would_be(source, tmp_path):
     for call, message in (
         (lambda: quantize_checkpoint(source, source, SCHEME), "is the checkpoint itself"),
-        (lambda: quantize_checkpoint(tmp_path / "nowhere", tmp_path / "model", SCHEME), r"no file .*config\.json"),
+        (lambda: quantize_checkpoint(tmp_path / "nowhere", tmp_path / "model", SCHEME), r"no folder .*nowhere"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             call()

@@ -7,6 +7,7 @@ import pathlib
 
 from course.exercises.card import COLOURS
 from course.exercises.judge import CORRECT, INCORRECT, NOT_ATTEMPTED
+from qlib.files import locked, read_json
 
 MARK = {CORRECT: "✓", INCORRECT: "✗"}
 
@@ -16,30 +17,48 @@ MARK = {CORRECT: "✓", INCORRECT: "✗"}
 def progress_file():
     """Where progress is kept: .progress.json beside the course folder, or where QLIB_PROGRESS_FILE says."""
     default = pathlib.Path(__file__).parent.parent.parent / ".progress.json"
-    return pathlib.Path(os.environ.get("QLIB_PROGRESS_FILE") or default)
+    return pathlib.Path(os.path.realpath(os.environ.get("QLIB_PROGRESS_FILE") or default))  # a link stays one
 
 
 def best_outcomes():
     """{exercise id: outcome of the best attempt}; empty where there is no file yet, or none that can be read."""
     try:
-        outcomes = json.loads(progress_file().read_text(encoding="utf-8"))
+        return read_json(progress_file())
     except (OSError, ValueError):
         return {}
-    return outcomes if isinstance(outcomes, dict) else {}
 
 
 def note_attempt(exercise_id, outcome):
-    """Note an attempt. What was once correct stays so, and a blank stub leaves no trace."""
-    outcomes = best_outcomes()
-    if outcome == NOT_ATTEMPTED or outcomes.get(exercise_id) in (CORRECT, outcome):
+    """Note an attempt. What was once correct stays so, and a blank stub leaves no trace.
+
+    Of two kernels that note something at once none loses an attempt, except on Windows, which has no such locks.
+    """
+    if outcome == NOT_ATTEMPTED:
         return
     path = progress_file()
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     try:
-        unfinished.write_text(json.dumps(outcomes | {exercise_id: outcome}, indent=1, sort_keys=True), encoding="utf-8")
-        os.replace(unfinished, path)
+        with locked(path.parent):
+            outcomes = outcomes_to_keep(path)
+            if outcomes.get(exercise_id) not in (CORRECT, outcome):
+                unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+                text = json.dumps(outcomes | {exercise_id: outcome}, indent=1, sort_keys=True)
+                unfinished.write_text(text, encoding="utf-8")
+                os.replace(unfinished, path)
     except OSError:
         pass  # A read-only checkout is no reason to fail a right answer.
+
+
+def outcomes_to_keep(path):
+    """What the file holds; one that is cut off is put aside, under a name that ends in .broken, and counts as none."""
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        ends = itertools.chain([".broken"], (f".{number}.broken" for number in itertools.count(2)))
+        names = (path.with_name(path.name + end) for end in ends)
+        os.replace(path, next(name for name in names if not name.exists()))
+        return {}
 
 
 # ---------------------------------------------------------------- what is shown of it
