@@ -140,7 +140,12 @@ def test_whoever_reads_the_weight_computes_with_it_as_with_any_tensor():
     assert type(out) is torch.Tensor and torch.equal(out, torch.nn.functional.linear(x, weight))
     out.sum().backward()
     assert torch.equal(x.grad, weight.sum(0).expand(2, 64))
-    for made in (layer.weight + 0, layer.weight.clone(), copy.deepcopy(layer.weight), torch.zeros(32, 64) + layer.weight):
+    for made in (
+        layer.weight + 0,
+        layer.weight.clone(),
+        copy.deepcopy(layer.weight),
+        torch.zeros(32, 64) + layer.weight,
+    ):
         assert type(made) is torch.Tensor and torch.equal(made, weight)
     assert torch.equal(pickle.loads(pickle.dumps(layer.weight)), weight)
     read = torch.compile(lambda x: x @ layer.weight.T, backend="eager")

@@ -86,7 +86,17 @@ def test_a_tied_head_stays_tied_and_is_never_counted_twice():
         (re.compile(r"(up|down)_proj|head$"), 10),
         (["lm_head", re.compile("layers.0"), lambda name, layer: name.endswith("q_proj")], 6),
     ],
-    ids=["a name", "a last name", "a glob", "a full name", "a predicate", "nothing", "None", "an expression", "a mixture"],
+    ids=[
+        "a name",
+        "a last name",
+        "a glob",
+        "a full name",
+        "a predicate",
+        "nothing",
+        "None",
+        "an expression",
+        "a mixture",
+    ],
 )
 def test_what_to_leave_can_be_said_by_name_by_glob_and_by_predicate(ignore, left):
     assert len(replace_linear(llama(tied=False), SCHEME, ignore)) == left
