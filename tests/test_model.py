@@ -86,7 +86,17 @@ def test_a_tied_head_stays_tied_and_is_never_counted_twice():
         (re.compile(r"(up|down)_proj|head$"), 10),
         (["lm_head", re.compile("layers.0"), lambda name, layer: name.endswith("q_proj")], 6),
     ],
-    ids=["a name", "a last name", "a glob", "a full name", "a predicate", "nothing", "None", "an expression", "a mixture"],
+    ids=[
+        "a name",
+        "a last name",
+        "a glob",
+        "a full name",
+        "a predicate",
+        "nothing",
+        "None",
+        "an expression",
+        "a mixture",
+    ],
 )
 def test_what_to_leave_can_be_said_by_name_by_glob_and_by_predicate(ignore, left):
     assert len(replace_linear(llama(tied=False), SCHEME, ignore)) == left
@@ -100,7 +110,9 @@ def test_a_module_that_is_to_be_left_is_left_with_all_in_it():
 @pytest.mark.parametrize("rule", ["q_porj", "model.layers.0", re.compile("^layers")])
 def test_a_rule_that_matches_no_layer_is_said(rule):
     text = getattr(rule, "pattern", rule)
-    with pytest.warns(UserWarning, match=f"{re.escape(repr(text))} matches no layer of this LlamaForCausalLM"):
+    with pytest.warns(
+        UserWarning, match=f"{re.escape(repr(text))} in ignore matches no layer of this LlamaForCausalLM"
+    ):
         replace_linear(llama(tied=False), SCHEME, ("lm_head", rule))
 
 

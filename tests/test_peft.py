@@ -61,7 +61,9 @@ def test_to_merge_adapters_into_quantized_layers_is_refused_in_words(scheme, saf
     quantize_model(model, scheme)
     adapted = with_adapters(model)
     before = outputs_of(adapted)
-    with pytest.raises(ValueError, match="what is written to it would be lost: change, merge or tie float weights before"):
+    with pytest.raises(
+        ValueError, match="what is written to it would be lost: change, merge or tie float weights before"
+    ):
         adapted.merge_and_unload(safe_merge=safe)
     assert torch.equal(outputs_of(adapted), before)
 
