@@ -203,5 +203,5 @@ def expand_groups(qparam, tensor, group_size=None):
 
 
 def nonzero_scale(scale):
-    """`scale` with 1 where it is zero, so that dividing by it is safe."""
-    return torch.where(scale == 0, 1.0, scale)
+    """`scale` with 1 where it is zero, or below 128 steps of float32's smallest: dividing by it is safe, and exact."""
+    return torch.where(scale.abs() < 2.0**-142, 1.0, scale)

@@ -210,6 +210,8 @@ def double_scales(scale):
     (QLoRA's second quantization is to floats of 8 bits, this one to integers of 8 bits, in the same blocks.)
     """
     mean, size = scale.mean(), SCALE_SCHEME.group_size
+    if 0 < mean < 2.0**-132:  # where what is left of a scale without the mean has too few bits in float32
+        raise ValueError(f"scales of {mean.item():.1e} on average have no scale themselves; keep scales in float32")
     deviation = (scale - mean).flatten()
     blocks = torch.nn.functional.pad(deviation.abs(), (0, -len(deviation) % size)).unflatten(0, (-1, size))
     scale_scale, zero_point = symmetric_qparams(blocks.amax(-1), SCALE_SCHEME.bits)

@@ -385,7 +385,7 @@ def warn_of_rules_for_nothing(model, rules):
         words = isinstance(rule, (str, re.Pattern)) and rule != "lm_head"  # which is there by default
         if words and not any(speaks_of(rule, name, None) for name in names):
             text = rule if isinstance(rule, str) else rule.pattern
-            warnings.warn(f"ignore: {text!r} matches no layer of this {type(model).__name__}", stacklevel=4)
+            warnings.warn(f"{text!r} in ignore matches no layer of this {type(model).__name__}", stacklevel=4)
 
 
 def set_submodule(model, name, layer):

@@ -13,11 +13,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qlib.linear
-from qlib import QLinear, Scheme
+from qlib import (
+    FP8,
+    MXFP4,
+    NF4,
+    NVFP4,
+    QLinear,
+    Scheme,
+    choose_qparams,
+    fake_quantize,
+    grids,
+    quantize_tensor,
+)
 from qlib.affine import expand_groups
 from qlib.console import word_after
 from qlib.kernels import choose as kernels
 from qlib.kernels import numba_kernels
+from qlib.linear import QEmbedding
 from tests.strategies import schemes
 
 numba = pytest.importorskip("numba")
@@ -210,6 +222,55 @@ def test_nan_and_infinity_do_not_get_lost():
 # ---------------------------------------------------------------- precision
 
 
+@EACH_SCHEME
+@pytest.mark.parametrize("batch", [1, 4, 40])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_a_row_that_is_not_finite_gives_what_the_formula_gives_and_spoils_no_other(scheme, batch, value):
+    quantized, x = layer(scheme), inputs(batch, 256)
+    x[0, 7] = value
+    with torch.no_grad():
+        out = quantized(x)
+        right = qlib.linear.plain_linear(x, quantized.qtensor, quantized.bias)
+    torch.testing.assert_close(out, right, rtol=1e-4, atol=1e-4, equal_nan=True)
+    assert out[1:].isfinite().all() and not out[0].isfinite().any()
+
+
+def everything(scheme):
+    """What the public operations give for a small and a large tensor, and layers for few rows and many: tensors."""
+    made = []
+    for rows in (37, 1200):
+        weight = torch.linspace(-9, 9, rows * 256, dtype=torch.float32).sin().reshape(rows, 256) + 0.1
+        qtensor = quantize_tensor(weight, scheme)
+        made += [*qtensor.parts.values(), qtensor.scale, qtensor.values, qtensor.dequantize()]
+        made += [*choose_qparams(weight, scheme), fake_quantize(weight, scheme)]
+    linear = torch.nn.Linear(256, 37, dtype=torch.float32)
+    linear.load_state_dict({"weight": weight[:37], "bias": weight[0, :37]})
+    for bits in (None,) if scheme.axis == 1 else (None, 8):
+        quantized = QLinear.from_linear(linear, scheme, activation_bits=bits)
+        made += [quantized.weight, *quantized.state_dict().values()]
+        for batch, dtype in ((1, torch.float32), (40, torch.float32), (2, torch.bfloat16)):
+            x = torch.arange(batch * 256, dtype=torch.float32).mul(0.37).cos().reshape(batch, 256)
+            made.append(quantized(x.to(dtype)))
+    table = torch.nn.Embedding(9, 256, _weight=weight[:9])
+    return [*made, QEmbedding.from_embedding(table, scheme)(torch.tensor([3]))]
+
+
+@pytest.mark.parametrize("default", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("scheme", [*SCHEMES, NF4, MXFP4, NVFP4, FP8], ids=str)
+def test_another_default_dtype_changes_no_number_and_no_dtype(scheme, default):
+    grids.e2m1_levels.cache_clear()  # made once, maybe under another default
+    with torch.no_grad():
+        try:
+            torch.set_default_dtype(default)
+            found = everything(scheme)
+        finally:
+            torch.set_default_dtype(torch.float32)
+            grids.e2m1_levels.cache_clear()
+        expected = everything(scheme)
+    for ours, usual in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, usual, rtol=0, atol=0, equal_nan=True)
+
+
 def test_float32_stays_float32_unless_pytorch_was_told_otherwise(monkeypatch):
     if not kernels.has_bfloat16():
         monkeypatch.setattr(kernels, "ONEDNN", None)  # which refuses bfloat16 where the CPU has no instructions for it
@@ -276,6 +337,11 @@ def test_without_numba_and_in_a_forked_child_the_formula_does_it(monkeypatch, wa
     assert kernels.plan_for(Scheme(8), 256) is None
     assert_right(layer(Scheme(8)), inputs(1, 256))
     assert ways == ["plain_linear"] * 2
+
+
+def test_where_numba_compiles_nothing_the_formula_does_it():
+    code = "from qlib.kernels.choose import plan_for; from qlib import Scheme; assert plan_for(Scheme(8), 256) is None"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, check=True)
 
 
 def test_qlib_works_where_numba_is_not_installed():

@@ -110,7 +110,9 @@ def test_a_module_that_is_to_be_left_is_left_with_all_in_it():
 @pytest.mark.parametrize("rule", ["q_porj", "model.layers.0", re.compile("^layers")])
 def test_a_rule_that_matches_no_layer_is_said(rule):
     text = getattr(rule, "pattern", rule)
-    with pytest.warns(UserWarning, match=f"{re.escape(repr(text))} matches no layer of this LlamaForCausalLM"):
+    with pytest.warns(
+        UserWarning, match=f"{re.escape(repr(text))} in ignore matches no layer of this LlamaForCausalLM"
+    ):
         replace_linear(llama(tied=False), SCHEME, ("lm_head", rule))
 
 

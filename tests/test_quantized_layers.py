@@ -40,6 +40,8 @@ from qlib.report import file_bytes, state_dict_bytes
 from tests.test_quantized_folders import edit_config, quiet, rewrite  # noqa: F401 - one is a fixture
 from tests.tiny_models import MODELS, assert_same_outputs, outputs, tiny_model
 
+# Some ways of quantizing here name layers of several architectures.
+pytestmark = pytest.mark.filterwarnings("ignore:.* in ignore matches no layer")
 IDS = torch.randint(3, 100, (4, 9), generator=torch.Generator().manual_seed(2))
 UP = "model.layers.0.mlp.up_proj"
 EVEN = Scheme(bits=4, group_size=32)

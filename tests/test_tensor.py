@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qlib.kernels.quantize
-from qlib import QTensor, Scheme, choose_qparams, pack, quant_range, quantize, quantize_tensor
+from qlib import FP8, MXFP4, NF4, NVFP4, QTensor, Scheme, choose_qparams, pack, quant_range, quantize, quantize_tensor
 from qlib.affine import expand_groups
 from tests.strategies import GRANULARITIES, at_each, schemes, tensors
 
@@ -286,3 +286,24 @@ def test_a_large_matrix_takes_little_memory_beside_it():
     done = subprocess.run([sys.executable, "-c", "import sys\n" + code], capture_output=True, text=True, check=True)
     # Codes of 4 MB and scales of 0.6 MB; the matrix has 32 MB, and every copy of it as much or more.
     assert int(done.stdout) < 16 * 1024
+
+
+TINY = [Scheme(8), Scheme(4, False, group_size=32), Scheme(8, axis=1), Scheme(3, axis=None), NF4, MXFP4, NVFP4, FP8]
+
+
+@pytest.mark.parametrize("rows", [8, 1200])
+@pytest.mark.parametrize("scheme", TINY, ids=str)
+def test_tiny_weights_are_as_right_as_others_or_refused_and_never_lost(scheme, rows):
+    weight = torch.randn(rows, 256, generator=torch.Generator().manual_seed(0))
+    usual = (quantize_tensor(weight, scheme).dequantize() - weight).abs().max() / weight.abs().max()
+    kept = 0
+    for exponent in range(34, 46):
+        tiny = weight * 10.0**-exponent
+        try:
+            error = (quantize_tensor(tiny, scheme).dequantize() - tiny).abs().max() / tiny.abs().max()
+        except ValueError as refused:
+            assert "no scale" in str(refused) or "does not fit" in str(refused) or "no FP8 scale" in str(refused)
+        else:
+            kept += 1
+            assert error < 1.5 * usual
+    assert kept >= 4  # down to 1e-37
