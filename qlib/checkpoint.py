@@ -377,7 +377,7 @@ def names_of_tensors(places, headers):
 
 def check_tensors(model, headers, names, places):
     """Raise one clear error unless each tensor of the files has a place in the model, and is of its shape and kind."""
-    exact = exact_scales(model)
+    scales = scales_of(model)
     for path, header in headers.items():
         for key, (dtype, shape) in header["tensors"].items():
             if names.get(key) not in places:
@@ -388,23 +388,28 @@ def check_tensors(model, headers, names, places):
             place = places[names[key]]
             if shape != tuple(place.shape):
                 raise ValueError(f"{path}: {key} is of shape {shape}; the model needs {tuple(place.shape)}")
-            if dtype != place.dtype and (names[key] in exact or not fits(dtype, place.dtype)):
+            if dtype != place.dtype and not fits(dtype, place.dtype, scales.get(names[key])):
                 raise ValueError(f"{path}: {key} is {dtype}; the model needs {place.dtype}")
 
 
-def fits(stored, needed):
-    """Whether a tensor of one dtype may take the place of another: both floats, and none a float8, which is a code."""
-    return {stored, needed} <= {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+def fits(stored, needed, scales=None):
+    """Whether a tensor of one dtype may take the place of another: floats may, one for the other.
+
+    Of a quantized layer's `scales` that does not go for a format which says the dtype, nor for a float8: nothing would
+    calculate with it.
+    """
+    if scales is None:
+        return stored.is_floating_point and needed.is_floating_point
+    return scales == "float32" and {stored, needed} <= {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
 
-def exact_scales(model):
-    """The names of the scales in a quantized model that have a format of their own, and so a dtype."""
+def scales_of(model):
+    """{name of a tensor: the format of scales of its layer} of all scales and zero points in a quantized model."""
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PackedLayer)]
     return {
-        f"{name}.{part}"
+        f"{name}.{part}": layer.scheme.scales
         for name, layer in layers
-        if layer.scheme.scales != "float32"
-        for part in SCALE_PARTS[layer.scheme.scales]
+        for part in (*SCALE_PARTS[layer.scheme.scales], "zero_point")
     }
 
 
