@@ -457,7 +457,7 @@ def check_tensors(model, files, conversions, places):
         conversions: list of Conversion.
         places: {name: tensor} of the model.
     """
-    exact = exact_scales(model)
+    scales = scales_of(model)
     for conversion in conversions:
         key = conversion.keys[0]
         for name, (dtype, shape) in conversion.makes.items():
@@ -466,23 +466,28 @@ def check_tensors(model, files, conversions, places):
             place = places[name]
             if shape != tuple(place.shape):
                 raise ValueError(f"{files[key]}: {key} is of shape {shape}; the model needs {tuple(place.shape)}")
-            if dtype != place.dtype and (name in exact or not fits(dtype, place.dtype)):
+            if dtype != place.dtype and not fits(dtype, place.dtype, scales.get(name)):
                 raise ValueError(f"{files[key]}: {key} is {dtype}; the model needs {place.dtype}")
 
 
-def fits(stored, needed):
-    """Whether a tensor of one dtype may take the place of another: both floats, and none a float8, which is a code."""
-    return {stored, needed} <= {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+def fits(stored, needed, scales=None):
+    """Whether a tensor of one dtype may take the place of another: floats may, one for the other.
+
+    Of a quantized layer's `scales` that does not go for a format which says the dtype, nor for a float8: nothing would
+    calculate with it.
+    """
+    if scales is None:
+        return stored.is_floating_point and needed.is_floating_point
+    return scales == "float32" and {stored, needed} <= {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
 
-def exact_scales(model):
-    """The names of the scales in a quantized model that have a format of their own, and so a dtype."""
+def scales_of(model):
+    """{name of a tensor: the format of scales of its layer} of all scales and zero points in a quantized model."""
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PackedLayer)]
     return {
-        f"{name}.{part}"
+        f"{name}.{part}": layer.scheme.scales
         for name, layer in layers
-        if layer.scheme.scales != "float32"
-        for part in SCALE_PARTS[layer.scheme.scales]
+        for part in (*SCALE_PARTS[layer.scheme.scales], "zero_point")
     }
 
 

@@ -24,8 +24,8 @@ ZERO_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.int8, torch.floa
 # ---------------------------------------------------------------- the weight, for those who read it
 
 READ_ONLY = (
-    "the weight of a quantized layer is made anew for whoever reads it, so what is written to it would be lost: change, "
-    "merge or tie float weights before the model is quantized, or put a float layer in the place of this one first"
+    "the weight of a quantized layer is made anew for whoever reads it, so what is written to it would be lost: "
+    "change, merge or tie float weights before the model is quantized, or put a float layer in its place first"
 )
 
 

@@ -584,6 +584,31 @@ def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(call, source, monke
         call(source)
 
 
+# ---------------------------------------------------------------- dtypes
+
+
+@pytest.mark.parametrize(
+    ("scheme", "part", "dtype", "loads"),
+    [
+        (Scheme(), "scale", torch.bfloat16, True),
+        (Scheme(), "scale", torch.float8_e4m3fn, False),
+        (Scheme(group_size=4, scales="float16"), "scale", torch.float32, False),
+        (Scheme(), "bias", torch.float16, True),
+    ],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+def test_a_scale_is_loaded_in_a_dtype_that_its_layer_calculates_with(scheme, part, dtype, loads, tmp_path):
+    model = net()
+    quantize_model(model, scheme, progress=False)
+    model["a"]._buffers[part] = getattr(model["a"], part).to(dtype)
+    save_quantized(model, tmp_path / "model")
+    if loads:
+        assert load_quantized(tmp_path / "model", net())["a"](torch.ones(1, 8)).isfinite().all()
+    else:
+        with pytest.raises(ValueError, match=rf"a\.{part} is {dtype}; the model needs"):
+            load_quantized(tmp_path / "model", net())
+
+
 # ---------------------------------------------------------------- the progress of the exercises
 
 
