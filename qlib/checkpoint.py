@@ -57,6 +57,8 @@ METHOD = "qlib"  # what config.json calls the way a model was quantized
 
 # The layers that quantizing leaves in a model, by what their entries in config.json call their kind.
 KINDS = {"qlinear": QLinear, "embedding": QEmbedding, "parameter": PackedParameter, "divided_input": DividedInput}
+FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+FLOATS_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
 PLAIN = "qlinear"  # by far the most frequent kind, which an entry need not name
 QUANTIZED = tuple(KINDS.values())
 
@@ -174,7 +176,7 @@ def save_quantized(model, folder, tokenizer=None, max_shard_size="5GB"):
     on_meta = still_on_meta(model)
     if on_meta:
         raise ValueError(f"{on_meta[0]} has no values: it is on the meta device")
-    stored, ties = unique_tensors(model.state_dict().items())
+    stored, ties = unique_tensors(stored_state(model).items())
     shards = huggingface_hub.split_torch_state_dict_into_shards(stored, max_shard_size=max_shard_size)
     with folder_in_one_piece(folder) as new:
         for filename, keys in shards.filename_to_tensors.items():
@@ -213,7 +215,7 @@ def load_quantized(folder, model=None):
         headers = {file: file.header for file in files}
         model = empty_model(folder, config, generation, headers) if model is None else model
         put_empty_layers(model, entries, folder / CONFIG)
-        fill(model, headers, folder)
+        fill(model, headers, folder, FLOATS_BY_NAME.get(config.get("dtype"), torch.float32))
     tell_transformers(model)
     on_meta = still_on_meta(model)
     if on_meta:
@@ -233,7 +235,35 @@ def config_of(model):
     described = {}
     if hasattr(config, "to_json_string"):
         described = json.loads(config.to_json_string()) | {"architectures": [type(model).__name__]}
-    return described | {"quantization_config": {"quant_method": METHOD, "layers": layers}}
+    dtype = {"dtype": str(dtype_of(model)).removeprefix("torch.")}
+    return described | dtype | {"quantization_config": {"quant_method": METHOD, "layers": layers}}
+
+
+def dtype_of(model):
+    """The dtype that a model calculates in: that of its first float parameter, or of what its quantized layers were."""
+    parameters = sorted(model.parameters(), key=lambda parameter: parameter.numel() == 0)  # which examples are
+    return next((parameter.dtype for parameter in parameters if parameter.dtype in FLOATS), torch.float32)
+
+
+def stored_state(model):
+    """A model's state dict as files hold it: less what they can do without.
+
+    One empty tensor in the place of a float weight is enough to stop who takes the model for a float one, and of which
+    dtype a layer was need be said only where it is not the model's.
+    """
+    state, dtype = model.state_dict(), dtype_of(model)
+    for i, (name, layer) in enumerate(packed_layers(model)):
+        if i:
+            state.pop(layer.float_name(f"{name}."), None)
+        if layer.example.dtype == dtype:
+            state.pop(f"{name}.example", None)
+    return state
+
+
+def packed_layers(model):
+    """[(name, PackedLayer)] of a model, a layer that stands in several places under each of its names."""
+    modules = model.named_modules(remove_duplicate=False)
+    return [(name, layer) for name, layer in modules if isinstance(layer, PackedLayer)]
 
 
 def layers_in(config, folder):
@@ -344,13 +374,14 @@ def at_most_parameters(most):
         hook.remove()
 
 
-def fill(model, headers, folder):
+def fill(model, headers, folder, dtype):
     """Read every tensor of a checkpoint into its place in the model, after all have been checked against it.
 
     Args:
         model: its tensors may be on the meta device.
         headers: {WeightFile: header}, see `file_header`.
         folder: what error messages call the whole.
+        dtype: of the float weights of quantized layers, where the files say nothing else.
     """
     places = model.state_dict(keep_vars=True)
     for name in float_names(model):
@@ -360,7 +391,7 @@ def fill(model, headers, folder):
     shared = names_of_tensors(places, headers.values())
     check_tensors(model, files, conversions, places)
     filled = {name for conversion in conversions for made in conversion.makes for name in shared[id(places[made])]}
-    examples = [name for name in places.keys() - filled if name.endswith(".example")]  # the first versions wrote none
+    examples = [name for name in places.keys() - filled if name.endswith(".example")]
     missing = sorted(places.keys() - filled - {*examples})
     anew = [name for name in missing if is_made_anew(model, name)]
     if len(anew) < len(missing):
@@ -372,7 +403,7 @@ def fill(model, headers, folder):
         for name, tensor in convert(model, conversion, tensors).items():
             put_tensor(model, shared[id(places[name])], tensor)
     for name in examples:
-        put_tensor(model, [name], torch.empty_like(places[name], device="cpu"))
+        put_tensor(model, [name], torch.empty(0, dtype=dtype))
     if anew:
         make_anew(model, anew)
 
@@ -411,8 +442,7 @@ def conversions_of_own(model, places, headers):
 
 def float_names(model):
     """The names of the float weights of quantized layers: in a state dict empty tensors have them, see PackedLayer."""
-    modules = model.named_modules(remove_duplicate=False)
-    return [layer.float_name(f"{name}.") for name, layer in modules if isinstance(layer, PackedLayer)]
+    return [layer.float_name(f"{name}.") for name, layer in packed_layers(model)]
 
 
 def put_tensor(model, names, tensor):
@@ -478,7 +508,7 @@ def fits(stored, needed, scales=None):
     """
     if scales is None:
         return stored.is_floating_point and needed.is_floating_point
-    return scales == "float32" and {stored, needed} <= {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+    return scales == "float32" and {stored, needed} <= FLOATS
 
 
 def scales_of(model):
@@ -558,12 +588,14 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
         files = {key: file for file, header in headers.items() for key in header["tensors"]}
         check_source(source, model, conversions, files, targets)
 
+        floats = [kind[0] for conversion in conversions for name, kind in conversion.makes.items() if name in targets]
+        dtype = floats[0] if floats else torch.float32
         method = {"quant_method": METHOD, "layers": entries_to_be(model, chosen, packs, scheme)}
         with begun_folder(folder, {file.name: list(file.state()) for file in opened} | method) as new:
             weight_map, sqnrs = {}, {}
             for file in opened:
                 here = [conversion for conversion in conversions if files[conversion.keys[0]] is file]
-                plan = planned_tensors(here, targets, scheme)
+                plan = planned_tensors(here, targets, scheme, dtype)
                 weight_map |= dict.fromkeys(plan, file.name)
                 if not is_whole(new / file.name):
                     sqnrs |= quantize_file(new / file.name, plan, model, here, files, targets, scheme)
@@ -571,7 +603,8 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
                 total = sum(path.stat().st_size for path in new.glob("*.safetensors"))
                 write_json(new / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
             copy_companions(source, new, but=PICKLES)
-            write_json(new / CONFIG, config | {"quantization_config": method})
+            in_config = {"dtype": str(dtype).removeprefix("torch."), "quantization_config": method}
+            write_json(new / CONFIG, config | in_config)
     made = {name: kind for conversion in conversions for name, kind in conversion.makes.items()}
     return report_of(model, made, targets, skipped, scheme, sqnrs)
 
@@ -639,17 +672,25 @@ def check_source(source, model, conversions, files, targets):
         raise ValueError(f"{source} lacks {missing[0]!r}, which a {type(model).__name__} needs")
 
 
-def planned_tensors(conversions, targets, scheme):
-    """What becomes of the tensors of one file of a checkpoint: {name: (dtype, shape)}."""
-    planned = {}
-    for name, (dtype, shape) in (made for conversion in conversions for made in conversion.makes.items()):
-        if name in targets:
-            rows = targets[name].rows
-            empty = PackedLayer(rows, math.prod(shape) // max(rows, 1), scheme, device="meta").qtensor
-            parts = stored_parts(name, targets[name], empty, dtype)
-            planned |= {part: (tensor.dtype, tuple(tensor.shape)) for part, tensor in parts.items()}
-        else:
-            planned[name] = (dtype, shape)
+def planned_tensors(conversions, targets, scheme, dtype):
+    """What becomes of the tensors of one file of a checkpoint: {name: (dtype, shape)}.
+
+    As in what `stored_state` gives, one empty tensor is enough, and no word of the dtype that config.json says.
+    """
+    planned, stopped = {}, False
+    for name, kind in (made for conversion in conversions for made in conversion.makes.items()):
+        if name not in targets:
+            planned[name] = kind
+            continue
+        rows = targets[name].rows
+        empty = PackedLayer(rows, math.prod(kind[1]) // max(rows, 1), scheme, device="meta").qtensor
+        parts = stored_parts(name, targets[name], empty, kind[0])
+        if kind[0] == dtype:
+            del parts[f"{targets[name].prefix}example"]
+        if stopped:
+            del parts[name]
+        planned |= {part: (tensor.dtype, tuple(tensor.shape)) for part, tensor in parts.items()}
+        stopped = True
     return planned
 
 
@@ -675,11 +716,11 @@ def quantize_file(path, plan, model, conversions, files, targets, scheme):
             made = convert(model, conversion, [files[key].read(key) for key in conversion.keys])
             for name in list(made):
                 origin = f"{files[conversion.keys[0]]}: {name}"
-                sqnrs |= write_quantized(write, name, made.pop(name), targets.get(name), scheme, origin)
+                sqnrs |= write_quantized(write, plan, name, made.pop(name), targets.get(name), scheme, origin)
     return sqnrs
 
 
-def write_quantized(write, name, tensor, target, scheme, origin):
+def write_quantized(write, plan, name, tensor, target, scheme, origin):
     """Write a tensor as it is, or what its `target` says it becomes; returns {name of a layer: SQNR}."""
     if target is None:
         write(name, tensor)
@@ -687,7 +728,8 @@ def write_quantized(write, name, tensor, target, scheme, origin):
     matrix = as_matrix(tensor, target.rows, target.transposed)
     qtensor = quantize_tensor(matrix, scheme, origin)
     for part, values in stored_parts(name, target, qtensor, tensor.dtype).items():
-        write(part, values)
+        if part in plan:
+            write(part, values)
     return {target.layer: sqnr(matrix, qtensor.dequantize())}
 
 

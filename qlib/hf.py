@@ -23,7 +23,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from qlib.checkpoint import METHOD, QUANTIZED, entries_of, put_empty_layers, share_weight
+from qlib.checkpoint import METHOD, QUANTIZED, entries_of, packed_layers, put_empty_layers, share_weight, stored_state
 from qlib.conversion import OLD_PARTS
 from qlib.experts import PackedParameter, as_matrix, experts_forward
 from qlib.kernels.choose import plan_for
@@ -121,19 +121,16 @@ class QlibQuantizer(HfQuantizer):
         put_empty_layers(model, config.layers, origin)
         # What layers share is stored once, and put back when all is read.
         missing = {f"^{re.escape(name)}\\.(?!(bias|example)$)" for name in self.shared_layers()}
-        missing.add(r"\.example$")  # which the first versions did not write
         model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), *missing}
-        # In the places of the float weights the file has empty tensors.
-        empty = {rf"(^|\.){re.escape(name)}\.weight$" for name in config.layers}
-        empty |= {
-            rf"(^|\.){re.escape(name)}$" for name, entry in config.layers.items() if entry.get("kind") == "parameter"
-        }
-        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *empty}
-        model.all_tied_weights_keys = {
-            target: source
-            for target, source in model.all_tied_weights_keys.items()
-            if not isinstance(model.get_submodule(target.rpartition(".")[0]), QUANTIZED)
-        }
+        empty = {rf"(^|\.){re.escape(layer.float_name(f'{name}.'))}$" for name, layer in packed_layers(model)}
+        unused = {r"\.example$", *empty}  # which are empty, see PackedLayer
+        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *unused}
+        # The dtype of a layer is the one that is asked for. No file need hold an example, so it must be no parameter
+        # while accelerate looks for those that it offloads.
+        for _, layer in packed_layers(model):
+            dtype = layer.example.dtype
+            del layer.example
+            layer.register_buffer("example", torch.empty(0, dtype=dtype, device="cpu"), persistent=False)
 
     def shared_layers(self):
         """{name of a layer: the name of the layer whose weight it shares}."""
@@ -144,6 +141,11 @@ class QlibQuantizer(HfQuantizer):
         if self.error is not None:
             raise self.error
         if self.pre_quantized:
+            for _, layer in packed_layers(model):
+                if not layer.packed.is_meta:  # accelerate has not offloaded it
+                    dtype = layer.example.dtype
+                    del layer.example
+                    layer.set_example(dtype, layer.packed.device)
             check_all_read(model, self.shared_layers())
             for name, other in self.shared_layers().items():
                 share_weight(model, name, other)
@@ -167,7 +169,7 @@ class QlibQuantizer(HfQuantizer):
         self.quantization_config.layers = entries_of(model)
         model.config.quantization_config = self.quantization_config
         model._weight_conversions = []  # no name is changed back: a folder has the model's own, as from save_quantized
-        state, shared = model.state_dict(), tuple(f"{name}." for name in self.shared_layers())
+        state, shared = stored_state(model), tuple(f"{name}." for name in self.shared_layers())
         own = (".bias", ".example")  # which a layer that shares its weight has all the same
         return {key: state[key] for key in state if not key.startswith(shared) or key.endswith(own)}, {}
 
@@ -267,7 +269,7 @@ def check_all_read(model, shared):
             continue
         for part, tensor in layer.named_buffers(recurse=False):
             read = getattr(tensor, "_is_hf_initialized", False) or tensor.is_meta  # on the disk, that is
-            if not read and (name not in shared or part == "bias"):
+            if not read and part != "example" and (name not in shared or part == "bias"):
                 raise ValueError(
                     f"{model.name_or_path or 'the checkpoint'} lacks {name}.{part}, a part of a quantized layer"
                 )

@@ -381,6 +381,7 @@ def speaks_of(rule, name, layer):
 def warn_of_rules_for_nothing(model, rules):
     """Say of each name, glob or expression that it speaks of no module of the model that holds tensors."""
     names = [name for name, module in model.named_modules(remove_duplicate=False) if module._parameters]
+    names += [name for name, _ in model.named_parameters(remove_duplicate=False)]
     for rule in rules:
         words = isinstance(rule, (str, re.Pattern)) and rule != "lm_head"  # which is there by default
         if words and not any(speaks_of(rule, name, None) for name in names):
