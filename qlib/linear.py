@@ -24,7 +24,7 @@ ZERO_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.int8, torch.floa
 # ---------------------------------------------------------------- the weight, for those who read it
 
 READ_ONLY = (
-    "the weight of a quantized layer is made anew for whoever reads it, so what is written to it would be lost: change, "
+    "the weight of a quantized layer is made anew for whoever reads it; what is written to it would be lost: change, "
     "merge or tie float weights before the model is quantized, or put a float layer in the place of this one first"
 )
 
@@ -32,8 +32,8 @@ READ_ONLY = (
 class ReadOnlyWeight(torch.Tensor):
     """The real numbers of a quantized weight, which nobody can write to: that would be lost without a word.
 
-    Its views, `data` and `detach()` among them, are of this kind too; all else that is computed of it is a plain tensor,
-    and so is its copy. `torch.nn.Parameter(weight)` is a plain Parameter, to be written to.
+    Its views, `data` and `detach()` among them, are of this kind too; all else that is computed of it is a plain
+    tensor, and so is its copy. `torch.nn.Parameter(weight)` is a plain Parameter, to be written to.
     """
 
     _is_hf_initialized = True  # what transformers asks before it initializes a tensor
@@ -76,14 +76,9 @@ def written_by(function, args, kwargs):
     if name == "__set__":  # of an attribute: those that concern gradients are the reader's own
         in_place = function.__self__.__name__ not in ("requires_grad", "grad")
     else:
-        in_place = name in IN_PLACE or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
+        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
     first = args[0] if args else next(iter(kwargs.values()), None)
     return [kwargs.get("out"), first if in_place and name != "requires_grad_" else None]
-
-
-IN_PLACE = {"__setitem__"} | {
-    f"__i{name}__" for name in "add sub mul matmul truediv div floordiv mod pow and or xor lshift rshift".split()
-}
 
 
 def read_only(made, weights):
@@ -563,7 +558,7 @@ def is_float(layer, kinds):
 
 
 def more_than_linear(layer):
-    """What an nn.Linear or a Conv1D is or does that no QLinear would, in words: "a Router with ..."; None if nothing."""
+    """What an nn.Linear or a Conv1D is that no QLinear would be, in words: "a Router with ..."; None if nothing."""
     kind = f"a {type(layer).__name__}"
     if "forward" in vars(layer) and not layer.weight.is_meta:  # accelerate wraps that of a layer it has offloaded, too
         return f"{kind} whose forward was replaced"
