@@ -146,6 +146,7 @@ def scale_parts(scale, scheme, absmax=None):
     """`store_scale`, given what `block_absmax` gives. A block of zeros has no say in what all scales share."""
     if scheme.scales in SHARED_SCALES:
         absmax = scale * scheme.largest if absmax is None else absmax
+        check_not_lost(scale, absmax, "a tensor")
         scale = torch.where(absmax == 0, 0.0, scale)
     if scheme.scales in ("float16", "bfloat16"):
         return {"scale": half_scale(scale, getattr(torch, scheme.scales))}
@@ -154,6 +155,16 @@ def scale_parts(scale, scheme, absmax=None):
     if scheme.scales == "e4m3":
         return e4m3_scales(scale, LARGEST_E4M3 * scheme.largest, absmax)
     return double_scales(scale) if scheme.scales == "double" else {"scale": scale}
+
+
+def check_not_lost(scale, absmax, name):
+    """ValueError where a block that is not all zeros got the scale of one that is: see `nonzero_scale`."""
+    lost = (scale == 1) & (absmax > 0) & (absmax < 1e-37)
+    if lost.any():
+        raise ValueError(
+            f"{name} cannot be quantized: in a block the largest magnitude is {absmax[lost][0].item():.1e}, for which "
+            "float32 has no scale; set such values to 0"
+        )
 
 
 def read_scale(parts, scheme, shape):

@@ -24,8 +24,8 @@ ZERO_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.int8, torch.floa
 # ---------------------------------------------------------------- the weight, for those who read it
 
 READ_ONLY = (
-    "the weight of a quantized layer is made anew for whoever reads it, so what is written to it would be lost: "
-    "change, merge or tie float weights before the model is quantized, or put a float layer in its place first"
+    "the weight of a quantized layer is made anew for whoever reads it; what is written to it would be lost: change, "
+    "merge or tie float weights before the model is quantized, or put a float layer in the place of this one first"
 )
 
 
@@ -76,30 +76,9 @@ def written_by(function, args, kwargs):
     if name == "__set__":  # of an attribute: those that concern gradients are the reader's own
         in_place = function.__self__.__name__ not in ("requires_grad", "grad")
     else:
-        in_place = name in IN_PLACE or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
+        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
     first = args[0] if args else next(iter(kwargs.values()), None)
     return [kwargs.get("out"), first if in_place and name != "requires_grad_" else None]
-
-
-IN_PLACE = {"__setitem__"} | {
-    f"__i{name}__"
-    for name in [
-        "add",
-        "sub",
-        "mul",
-        "matmul",
-        "truediv",
-        "div",
-        "floordiv",
-        "mod",
-        "pow",
-        "and",
-        "or",
-        "xor",
-        "lshift",
-        "rshift",
-    ]
-}
 
 
 def read_only(made, weights):
@@ -596,7 +575,7 @@ def is_float(layer, kinds):
 
 
 def more_than_linear(layer):
-    """What an nn.Linear or a Conv1D is or does that no QLinear would: "a Router with ..."; None if nothing."""
+    """What an nn.Linear or a Conv1D is that no QLinear would be, in words: "a Router with ..."; None if nothing."""
     kind = f"a {type(layer).__name__}"
     if "forward" in vars(layer) and not layer.weight.is_meta:  # accelerate wraps that of a layer it has offloaded, too
         return f"{kind} whose forward was replaced"

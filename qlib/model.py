@@ -328,7 +328,7 @@ def why_left(name, module, holders):
 
 
 def is_linear(layer):
-    """Whether a QLinear can do a layer's work: a float nn.Linear that does nothing else, or transformers' Conv1D."""
+    """Whether a QLinear can do a layer's work: a float nn.Linear that does no more, or transformers' Conv1D."""
     return may_be_linear(layer) and more_than_linear(layer) is None
 
 

@@ -6,7 +6,7 @@ import math
 import torch
 
 from qlib.affine import block_range, choose_qparams, quant_range
-from qlib.grids import SCALE_SCHEME, decode, encode, read_scale, scale_shape, store_scale
+from qlib.grids import SCALE_SCHEME, check_not_lost, decode, encode, read_scale, scale_shape, store_scale
 from qlib.kernels.quantize import is_large, quantize_in_blocks, row_blocks
 from qlib.packing import pack, unpack
 from qlib.scheme import Scheme
@@ -112,15 +112,15 @@ class QTensor:
 
 
 def large_in_blocks(quantize):
-    """A quantizer of tensors that does the large ones some rows at a time, with the same result."""
+    """A quantizer of tensors that does the large ones some rows at a time, with the same result; its scales checked."""
 
     @functools.wraps(quantize)
     def quantize_tensor(tensor, scheme, name="tensor"):
         if not isinstance(tensor, torch.Tensor) or not is_large(tensor.shape):
-            return quantize(tensor, scheme, name)
-        check_quantizable(tensor, scheme, name)
-        packed, scale, zero_point = quantize_in_blocks(tensor.detach(), scheme)
-        qtensor = QTensor.from_packed(packed, scale, zero_point, scheme, tensor.shape)
+            qtensor = quantize(tensor, scheme, name)
+        else:
+            check_quantizable(tensor, scheme, name)
+            qtensor = QTensor.from_packed(*quantize_in_blocks(tensor.detach(), scheme), scheme, tensor.shape)
         check_scale(qtensor.scale, tensor.detach(), scheme, name)
         return qtensor
 
@@ -147,7 +147,6 @@ def quantize_tensor(tensor, scheme, name="tensor"):
     check_quantizable(tensor, scheme, name)
     tensor = tensor.detach()  # a scale with a gradient would keep the whole tensor alive
     scale, zero_point = choose_qparams(tensor, scheme)
-    check_scale(scale, tensor, scheme, name)
     scale = store_scale(scale, scheme, tensor)
     values = encode(tensor, scale, zero_point, scheme)
     return QTensor(values, scale, zero_point, scheme)
@@ -206,13 +205,7 @@ def check_scale(scale, tensor, scheme, name):
     if not (scale == 1).any():
         return
     low, high = block_range(tensor, scheme)
-    absmax = torch.maximum(-low, high).float()
-    lost = (scale == 1) & (absmax > 0) & (absmax < 1e-37)
-    if lost.any():
-        raise ValueError(
-            f"{name} cannot be quantized: in a block the largest magnitude is {absmax[lost][0].item():.1e}, for which "
-            "float32 has no scale; set such values to 0"
-        )
+    check_not_lost(scale, torch.maximum(-low, high).float(), name)
 
 
 def check_parts(qtensor):
