@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from qlib.kernels import choose as kernels
-from qlib.linear import PackedLayer, plain_linear
+from qlib.linear import READ_ONLY, PackedLayer, plain_linear
 from qlib.scheme import Scheme
 from qlib.tensor import QTensor, quantize_tensor
 
@@ -76,7 +76,7 @@ class PackedParameter(PackedLayer):
     def right_inverse(self, weight):
         """What parametrize calls when the module's attribute is set: by itself first, then by whoever writes to it."""
         if self.placed:
-            raise TypeError("this weight is quantized and cannot be set; put a float module in the place of its module")
+            raise ValueError(READ_ONLY)
         return ()  # no original to keep
 
     placed = False  # whether it stands in a module

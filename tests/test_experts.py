@@ -149,9 +149,9 @@ def test_a_write_to_a_packed_weight_is_refused_and_changes_nothing():
     model, inputs = tiny_family("Mixtral")
     quantize_model(model, SCHEME)
     before, experts = logits(model, inputs), experts_of(model)[0]
-    with pytest.raises(TypeError, match="this weight is quantized and cannot be set"):
+    with pytest.raises(ValueError, match="what is written to it would be lost"):
         experts.down_proj = torch.zeros(experts.down_proj.shape)
-    with pytest.raises((TypeError, RuntimeError), match="quantized"):
+    with pytest.raises(ValueError, match="what is written to it would be lost"):
         experts.down_proj.data.zero_()
     assert torch.equal(logits(model, inputs), before)
 
