@@ -24,11 +24,11 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qlib.checkpoint import METHOD, QUANTIZED, entries_of, packed_layers, put_empty_layers, share_weight, stored_state
-from qlib.conversion import OLD_PARTS
 from qlib.experts import PackedParameter, as_matrix, experts_forward
 from qlib.kernels.choose import plan_for
 from qlib.linear import PackedLayer, QLinear
 from qlib.model import choose_layers, ignore_rules, matrix_of, parameters_to_pack, replace, report_lines, tensors_of
+from qlib.pretrained import OLD_PARTS
 from qlib.report import Report, SkippedLayer, state_dict_bytes
 from qlib.scheme import SHARED_SCALES, Scheme
 from qlib.tensor import QTensor
