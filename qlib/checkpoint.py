@@ -181,7 +181,8 @@ def load_quantized(folder, model=None):
         headers = {file: file.header for file in files}
         model = empty_model(folder, config, generation, headers) if model is None else model
         put_empty_layers(model, entries, folder / CONFIG)
-        fill(model, headers, folder, FLOATS_BY_NAME.get(config.get("dtype"), torch.float32))
+        fill(model, headers, folder)
+        say_dtypes(model, headers, FLOATS_BY_NAME.get(config.get("dtype"), torch.float32))
     tell_transformers(model)
     on_meta = still_on_meta(model)
     if on_meta:
@@ -244,25 +245,21 @@ def layers_in(config, folder):
     return layers
 
 
-def fill(model, headers, folder, dtype):
+def fill(model, headers, folder):
     """Read every tensor of a checkpoint into its place in the model, after all have been checked against it.
 
     Args:
         model: its tensors may be on the meta device.
         headers: {WeightFile: header}, see `file_header`.
         folder: what error messages call the whole.
-        dtype: of the float weights of quantized layers, where the files say nothing else.
     """
     places = model.state_dict(keep_vars=True)
-    for name in float_names(model):
-        places.pop(name, None)
     files = {key: path for path, header in headers.items() for key in header["tensors"]}
     conversions = conversions_of_own(model, places, headers)
     shared = names_of_tensors(places, headers.values())
     check_tensors(model, files, conversions, places)
     filled = {name for conversion in conversions for made in conversion.makes for name in shared[id(places[made])]}
-    examples = [name for name in places.keys() - filled if name.endswith(".example")]
-    missing = sorted(places.keys() - filled - {*examples})
+    missing = sorted(places.keys() - filled)
     anew = [name for name in missing if is_made_anew(model, name)]
     if len(anew) < len(missing):
         lacking = next(name for name in missing if name not in anew)
@@ -272,8 +269,6 @@ def fill(model, headers, folder, dtype):
         tensors = [files[key].read(key) for key in conversion.keys]
         for name, tensor in convert(model, conversion, tensors).items():
             put_tensor(model, shared[id(places[name])], tensor)
-    for name in examples:
-        put_tensor(model, [name], torch.empty(0, dtype=dtype))
     if anew:
         make_anew(model, anew)
 
@@ -294,8 +289,9 @@ def make_anew(model, names):
 def conversions_of_own(model, places, headers):
     """The Conversions of a quantized model's checkpoint: what has a name of the model is that, whatever the rules."""
     tensors = {key: kind for header in headers.values() for key, kind in header["tensors"].items()}
-    for name in float_names(model):
-        tensors.pop(name, None)
+    for name, layer in packed_layers(model):
+        tensors.pop(layer.float_name(f"{name}."), None)  # these are empty, see PackedLayer
+        tensors.pop(f"{name}.example", None)
     own = {key for key in tensors if with_current_part(key) in places}
     others, homeless = conversions_for(model, {key: tensors[key] for key in tensors if key not in own})
     if homeless:
@@ -304,9 +300,11 @@ def conversions_of_own(model, places, headers):
     return [renamed(key, with_current_part(key), tensors[key]) for key in tensors if key in own] + others
 
 
-def float_names(model):
-    """The names of the float weights of quantized layers: in a state dict empty tensors have them, see PackedLayer."""
-    return [layer.float_name(f"{name}.") for name, layer in packed_layers(model)]
+def say_dtypes(model, headers, dtype):
+    """Say of which dtype the float weight of each quantized layer was: what the files say, or else this one."""
+    tensors = {key: kind for header in headers.values() for key, kind in header["tensors"].items()}
+    for name, layer in packed_layers(model):
+        layer.set_example(tensors.get(f"{name}.example", (dtype,))[0], "cpu")
 
 
 def put_tensor(model, names, tensor):

@@ -85,8 +85,13 @@ class PackedLayer(torch.nn.Module):
         super().register_parameter(name, param)
 
     def set_example(self, dtype, device):
-        """Say of which dtype the float weight is, by a tensor of no elements on the device of the layer."""
-        self.example = torch.nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
+        """Say of which dtype the float weight is, by a tensor of no elements on the device of the layer.
+
+        It is never on the meta device: there is nothing to be read for it.
+        """
+        device = None if device is None or torch.device(device).type == "meta" else device
+        with torch.device("cpu"):  # transformers makes all on the meta device while it builds a model
+            self.example = torch.nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
 
     def settings(self):
         """What config.json says of the weight: its scheme, and the dtype of zero points that are fractions."""
@@ -108,6 +113,8 @@ class PackedLayer(torch.nn.Module):
         before = {name: buffer for name, buffer in self._buffers.items() if name != "bias"}
         super()._apply(fn, recurse)
         keep_dtypes(self, before)
+        if self.example.is_meta:
+            self.set_example(self.example.dtype, None)
         return self
 
     def float_name(self, prefix):
@@ -116,7 +123,9 @@ class PackedLayer(torch.nn.Module):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if not self.packed.is_meta:  # there it waits for a file, which may be older
+        if self.packed.is_meta:  # it waits for a file, which need not hold the empty ones
+            destination.pop(f"{prefix}example", None)
+        else:
             destination[self.float_name(prefix)] = self.example.detach()
 
     def _load_from_state_dict(self, state_dict, prefix, *arguments):
