@@ -93,6 +93,10 @@ class PackedLayer(torch.nn.Module):
         with torch.device("cpu"):  # transformers makes all on the meta device while it builds a model
             self.example = torch.nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
 
+    def named_parameters(self, prefix="", recurse=True, remove_duplicate=True):
+        """As for any module, but `example` is none of the layer's very own: accelerate would look for it in files."""
+        return super().named_parameters(prefix, True, remove_duplicate) if recurse else iter(())
+
     def settings(self):
         """What config.json says of the weight: its scheme, and the dtype of zero points that are fractions."""
         settings = self.scheme.settings()

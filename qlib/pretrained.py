@@ -139,7 +139,7 @@ def empty_model(folder, config, generation, headers):
     most = 1000 + 4 * sum(len(header["tensors"]) for header in headers.values())
     try:
         check_counts(config, most)
-        settings = config_class.from_dict(copy.deepcopy(config), name_or_path=str(folder))
+        settings = config_class.from_dict(with_floats(config), name_or_path=str(folder))
         # Buffers that are in no file, such as the frequencies of a rotary embedding, are calculated here, and are real.
         with accelerate.init_empty_weights(include_buffers=False), at_most_parameters(most):
             model = model_class(settings)
@@ -152,6 +152,15 @@ def empty_model(folder, config, generation, headers):
         except Exception as error:
             raise ValueError(f"{folder / GENERATION} makes no sense: {said(error)}") from error
     return model
+
+
+def with_floats(content):
+    """A copy of what a JSON file of transformers holds, with the floats that JSON has no numbers for."""
+    if isinstance(content, dict):
+        if content.keys() == {"__float__"}:
+            return float(content["__float__"])
+        return {key: with_floats(value) for key, value in content.items()}
+    return [with_floats(value) for value in content] if isinstance(content, list) else content
 
 
 def said(error):
