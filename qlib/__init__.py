@@ -7,12 +7,13 @@ qtensor.dequantize(), qtensor.nbytes, qtensor.bits_per_weight
 """
 
 from qlib.affine import choose_qparams, dequantize, quant_range, quantize
-from qlib.checkpoint import load_quantized, quantize_checkpoint, save_quantized
+from qlib.checkpoint import load_quantized, save_quantized
 from qlib.files import load_tensors, save_tensors
 from qlib.linear import QEmbedding, QLinear
 from qlib.model import quantize_model, replace_linear
 from qlib.packing import pack, unpack
 from qlib.scheme import FP8, INT2, INT4, INT8, MXFP4, NF4, NVFP4, Scheme
+from qlib.streaming import quantize_checkpoint
 from qlib.tensor import QTensor, fake_quantize, quantize_tensor
 
 __version__ = "0.1.0"

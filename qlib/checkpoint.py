@@ -1,57 +1,23 @@
-"""Quantized models on disk, in a folder laid out as the Hugging Face Hub has it: saved, loaded, and made.
+"""Quantized models on disk, in a folder laid out as the Hugging Face Hub has it: saved and loaded.
 
-`save_quantized` and `load_quantized` keep a model; `quantize_checkpoint` turns a checkpoint into a quantized one
-without ever holding the model. config.json says of each quantized layer what it takes to build it without a file.
+config.json says of each quantized layer what it takes to build it without a file.
 """
 
-import contextlib
-import copy
-import dataclasses
 import functools
-import itertools
 import json
-import math
-import re
-import warnings
-from typing import NamedTuple
 
 import safetensors.torch
 import torch
 
 from qlib.console import progress_bar
-from qlib.conversion import conversions_for, convert, renamed, with_current_part
-from qlib.experts import PackedParameter, as_matrix, parameter_name
-from qlib.files import (
-    CONFIG,
-    GENERATION,
-    INDEX,
-    PICKLES,
-    begun_folder,
-    copy_companions,
-    file_header,
-    folder_in_one_piece,
-    opened_folder,
-    real_path,
-    unique_tensors,
-    write_json,
-    written_file,
-)
-from qlib.linear import PackedLayer, QEmbedding, QLinear, is_conv1d
+from qlib.experts import PackedParameter, parameter_name
+from qlib.files import unique_tensors
+from qlib.folders import CONFIG, INDEX, folder_in_one_piece, opened_folder, real_path, write_json
+from qlib.linear import PackedLayer, QEmbedding, QLinear
 from qlib.methods.rescale import DividedInput
-from qlib.model import (
-    choose_layers,
-    empty_layer,
-    matrices_in,
-    parameters_to_pack,
-    places_of,
-    replace,
-    still_on_meta,
-    tell_transformers,
-    tensors_of,
-)
-from qlib.report import QuantizedLayer, Report, bits_per_weight, sqnr
-from qlib.scheme import Scheme
-from qlib.tensor import SCALE_PARTS, quantize_tensor, stored_bytes
+from qlib.model import replace, still_on_meta, tell_transformers, tensors_of
+from qlib.pretrained import conversions_for, convert, empty_model, is_made_anew, renamed, with_current_part
+from qlib.tensor import SCALE_PARTS
 
 METHOD = "qlib"  # what config.json calls the way a model was quantized
 
@@ -215,7 +181,8 @@ def load_quantized(folder, model=None):
         headers = {file: file.header for file in files}
         model = empty_model(folder, config, generation, headers) if model is None else model
         put_empty_layers(model, entries, folder / CONFIG)
-        fill(model, headers, folder, FLOATS_BY_NAME.get(config.get("dtype"), torch.float32))
+        fill(model, headers, folder)
+        say_dtypes(model, headers, FLOATS_BY_NAME.get(config.get("dtype"), torch.float32))
     tell_transformers(model)
     on_meta = still_on_meta(model)
     if on_meta:
@@ -278,121 +245,21 @@ def layers_in(config, folder):
     return layers
 
 
-def empty_model(folder, config, generation, headers):
-    """The float model that config.json describes: parameters on the meta device, buffers real, ties tied.
-
-    No code but that of transformers is run, whatever config.json asks for, and nothing is asked on the terminal.
-
-    Args:
-        folder: what error messages name.
-        config, generation: what config.json holds, and generation_config.json or None.
-        headers: of the weights, {WeightFile: header}: a model of far more parameters is not built.
-
-    Raises:
-        ValueError: transformers has no such model, or cannot build it.
-    """
-    import accelerate
-    import transformers
-
-    origin = folder / CONFIG
-    model_class, config_class = classes_of(config, origin)
-    most = 1000 + 4 * sum(len(header["tensors"]) for header in headers.values())
-    try:
-        check_counts(config, most)
-        settings = config_class.from_dict(copy.deepcopy(config), name_or_path=str(folder))
-        # Buffers that are in no file, such as the frequencies of a rotary embedding, are calculated here, and are real.
-        with accelerate.init_empty_weights(include_buffers=False), at_most_parameters(most):
-            model = model_class(settings)
-        model.tie_weights()
-    except Exception as error:  # whatever it is, it is what config.json says that raises it
-        raise ValueError(f"{origin} describes no {model_class.__name__} that can be built: {said(error)}") from error
-    if generation is not None and model.can_generate():
-        try:
-            model.generation_config = transformers.GenerationConfig.from_dict(generation)
-        except Exception as error:
-            raise ValueError(f"{folder / GENERATION} makes no sense: {said(error)}") from error
-    return model
-
-
-def said(error):
-    """An error of others, in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def classes_of(config, origin):
-    """(class of the model, class of its configuration) that config.json names, both of transformers.
-
-    Raises:
-        ValueError: it names none, or one that transformers lacks, maybe with code of its own.
-    """
-    import transformers
-
-    architectures, model_type = config.get("architectures"), config.get("model_type")
-    architecture = architectures[0] if isinstance(architectures, list) and architectures else None
-    model_class = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
-    is_class = isinstance(model_class, type) and model_class is not transformers.PreTrainedModel
-    if not architecture:
-        what = "no architecture"
-    elif not is_class or not issubclass(model_class, transformers.PreTrainedModel):
-        what = f"the architecture {architecture!r}, which transformers lacks"
-    elif not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
-        what = f"the model type {model_type!r}, which transformers lacks"
-    else:
-        return model_class, transformers.CONFIG_MAPPING[model_type]
-    give = "give load_quantized the model too"
-    if "auto_map" in config:  # code that came with the checkpoint: never run here, nor asked about on the terminal
-        give = f"{give}, which AutoModel.from_config builds with trust_remote_code=True if you trust its code"
-    raise ValueError(f"{origin} names {what}: {give}")
-
-
-COUNTS = ("layer", "layers", "blocks", "depth", "depths", "experts")  # how numbers of modules are called
-
-
-def check_counts(config, most):
-    """Raise one clear error where a configuration asks for more than `most` layers: to build them would never end."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            check_counts(value, most)
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and number > most and key.endswith(COUNTS):
-                raise ValueError(f"{key} is {number}, more than the checkpoint has tensors")
-
-
-@contextlib.contextmanager
-def at_most_parameters(most):
-    """`with at_most_parameters(most):` modules that get more parameters than that raise ValueError."""
-    count = itertools.count(1)
-
-    def check(module, name, parameter):
-        if next(count) > most:
-            raise ValueError("it has far more parameters than the checkpoint has tensors")
-
-    hook = torch.nn.modules.module.register_module_parameter_registration_hook(check)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def fill(model, headers, folder, dtype):
+def fill(model, headers, folder):
     """Read every tensor of a checkpoint into its place in the model, after all have been checked against it.
 
     Args:
         model: its tensors may be on the meta device.
         headers: {WeightFile: header}, see `file_header`.
         folder: what error messages call the whole.
-        dtype: of the float weights of quantized layers, where the files say nothing else.
     """
     places = model.state_dict(keep_vars=True)
-    for name in float_names(model):
-        places.pop(name, None)
     files = {key: path for path, header in headers.items() for key in header["tensors"]}
     conversions = conversions_of_own(model, places, headers)
     shared = names_of_tensors(places, headers.values())
     check_tensors(model, files, conversions, places)
     filled = {name for conversion in conversions for made in conversion.makes for name in shared[id(places[made])]}
-    examples = [name for name in places.keys() - filled if name.endswith(".example")]
-    missing = sorted(places.keys() - filled - {*examples})
+    missing = sorted(places.keys() - filled)
     anew = [name for name in missing if is_made_anew(model, name)]
     if len(anew) < len(missing):
         lacking = next(name for name in missing if name not in anew)
@@ -402,16 +269,8 @@ def fill(model, headers, folder, dtype):
         tensors = [files[key].read(key) for key in conversion.keys]
         for name, tensor in convert(model, conversion, tensors).items():
             put_tensor(model, shared[id(places[name])], tensor)
-    for name in examples:
-        put_tensor(model, [name], torch.empty(0, dtype=dtype))
     if anew:
         make_anew(model, anew)
-
-
-def is_made_anew(model, name):
-    """Whether a model of transformers makes a tensor by itself where no file holds it, such as a table of sinusoids."""
-    patterns = [getattr(model, f"_keys_to_ignore_on_{when}", None) or () for when in ("load_missing", "save")]
-    return any(re.search(pattern, name) for pattern in itertools.chain(*patterns))
 
 
 def make_anew(model, names):
@@ -430,8 +289,9 @@ def make_anew(model, names):
 def conversions_of_own(model, places, headers):
     """The Conversions of a quantized model's checkpoint: what has a name of the model is that, whatever the rules."""
     tensors = {key: kind for header in headers.values() for key, kind in header["tensors"].items()}
-    for name in float_names(model):
-        tensors.pop(name, None)
+    for name, layer in packed_layers(model):
+        tensors.pop(layer.float_name(f"{name}."), None)  # these are empty, see PackedLayer
+        tensors.pop(f"{name}.example", None)
     own = {key for key in tensors if with_current_part(key) in places}
     others, homeless = conversions_for(model, {key: tensors[key] for key in tensors if key not in own})
     if homeless:
@@ -440,9 +300,11 @@ def conversions_of_own(model, places, headers):
     return [renamed(key, with_current_part(key), tensors[key]) for key in tensors if key in own] + others
 
 
-def float_names(model):
-    """The names of the float weights of quantized layers: in a state dict empty tensors have them, see PackedLayer."""
-    return [layer.float_name(f"{name}.") for name, layer in packed_layers(model)]
+def say_dtypes(model, headers, dtype):
+    """Say of which dtype the float weight of each quantized layer was: what the files say, or else this one."""
+    tensors = {key: kind for header in headers.values() for key, kind in header["tensors"].items()}
+    for name, layer in packed_layers(model):
+        layer.set_example(tensors.get(f"{name}.example", (dtype,))[0], "cpu")
 
 
 def put_tensor(model, names, tensor):
@@ -519,238 +381,3 @@ def scales_of(model):
         for name, layer in layers
         for part in (*SCALE_PARTS[layer.scheme.scales], "zero_point")
     }
-
-
-# ---------------------------------------------------------------- a checkpoint, tensor by tensor
-
-
-class Target(NamedTuple):
-    """A weight of a checkpoint that is to be quantized.
-
-    Args:
-        layer: what the report calls it: the name of its layer, or its own if it is a parameter of experts.
-        prefix: of the names of its parts.
-        rows, transposed: how it lies as a matrix: see PackedParameter.
-    """
-
-    layer: str
-    prefix: str
-    rows: int
-    transposed: bool = False
-
-
-def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
-    """Quantize a checkpoint of transformers without loading the model: one tensor is held at a time.
-
-    The result is what `save_quantized` would have written of the quantized model. When the work is interrupted, the
-    files that were finished stay in a hidden folder, in `folder` or beside it, and the same call goes on after them.
-
-    What transformers puts together on loading, such as the experts of a mixture, is put together here: then the
-    tensors of one layer's experts are held at a time.
-
-    The other files of `source` are copied, but for pickles. What a link leads to is copied where it belongs to the
-    checkpoint (it lies in `source`, or in the Hub's cache); other links are left out with a warning.
-
-    Args:
-        source: a folder with config.json and the weights in safetensors files.
-        folder: where to; it must not be `source`, nor lie in it.
-        scheme: a Scheme, for rounding. The methods beyond it want the model itself.
-        ignore: as for `quantize_model`.
-
-    Returns:
-        a Report; the SQNR of what an interrupted call had finished is NaN.
-
-    Raises:
-        FileNotFoundError: `source` lacks a file.
-        ValueError: a file is cut off or foreign, or changes while it is read; a weight is missing or cannot be
-            quantized; the message names both. Or another process is quantizing to the same folder.
-    """
-    source, folder = real_path(source), real_path(folder)
-    if source == folder or source in folder.parents:
-        where = "is the checkpoint itself" if source == folder else f"lies in the checkpoint {source}"
-        raise ValueError(f"{folder} {where}; write the quantized one to another folder, outside it")
-    if not isinstance(scheme, Scheme):
-        raise TypeError(f"scheme must be a qlib.Scheme, such as Scheme(bits=8), not {scheme!r}")
-    with opened_folder(source) as (config, generation, opened):
-        if "quantization_config" in config:
-            raise ValueError(f"{source / CONFIG} says that this checkpoint is quantized already")
-        headers = {file: file.header for file in opened}
-        model = empty_model(source, config, generation, headers)
-        packs = parameters_to_pack(model, ignore)
-        chosen, skipped = choose_layers(model, ignore, packs.keys())
-        targets = targets_of(model, chosen, packs)
-        conversions, homeless = conversions_for(
-            model, {k: kind for h in headers.values() for k, kind in h["tensors"].items()}
-        )
-        if homeless:
-            left_out = f"{len(homeless)} tensors are left out, such as {homeless[0]!r}"
-            warnings.warn(f"{source}: {left_out}: the model has no place for them", stacklevel=2)
-        files = {key: file for file, header in headers.items() for key in header["tensors"]}
-        check_source(source, model, conversions, files, targets)
-
-        floats = [kind[0] for conversion in conversions for name, kind in conversion.makes.items() if name in targets]
-        dtype = floats[0] if floats else torch.float32
-        method = {"quant_method": METHOD, "layers": entries_to_be(model, chosen, packs, scheme)}
-        with begun_folder(folder, {file.name: list(file.state()) for file in opened} | method) as new:
-            weight_map, sqnrs = {}, {}
-            for file in opened:
-                here = [conversion for conversion in conversions if files[conversion.keys[0]] is file]
-                plan = planned_tensors(here, targets, scheme, dtype)
-                weight_map |= dict.fromkeys(plan, file.name)
-                if not is_whole(new / file.name):
-                    sqnrs |= quantize_file(new / file.name, plan, model, here, files, targets, scheme)
-            if len(opened) > 1:
-                total = sum(path.stat().st_size for path in new.glob("*.safetensors"))
-                write_json(new / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-            copy_companions(source, new, but=PICKLES)
-            in_config = {"dtype": str(dtype).removeprefix("torch."), "quantization_config": method}
-            write_json(new / CONFIG, config | in_config)
-    made = {name: kind for conversion in conversions for name, kind in conversion.makes.items()}
-    return report_of(model, made, targets, skipped, scheme, sqnrs)
-
-
-def entries_to_be(model, chosen, packs, scheme):
-    """What `entries_of` will give of a model that is still float."""
-    entries = {name: empty_layer(model.get_submodule(name), name, scheme).settings() for name in chosen}
-    for name, layout in packs.items():
-        packed = PackedParameter.empty(parameter_of(model, name), name, **layout, **scheme.settings())
-        entries[name] = {"kind": "parameter"} | packed.settings()
-    return entries
-
-
-def targets_of(model, chosen, packs):
-    """{name of a weight in the model: Target} of all that is to be quantized, a layer's under each of its names."""
-    places, targets = places_of(model), {}
-    for name in chosen:
-        layer = model.get_submodule(name)
-        transposed = is_conv1d(layer)
-        for place in places[name]:
-            targets[f"{place}.weight"] = Target(name, f"{place}.", layer.weight.shape[transposed], transposed)
-    for name, layout in packs.items():
-        owner, _, key = name.rpartition(".")
-        targets[name] = Target(name, f"{owner}.parametrizations.{key}.0.", **layout)
-    return targets
-
-
-def parameter_of(model, name):
-    """The parameter of a name."""
-    owner, _, key = name.rpartition(".")
-    return getattr(model.get_submodule(owner), key)
-
-
-def is_whole(path):
-    """Whether a file is a whole safetensors file: one that an earlier call finished."""
-    try:
-        return bool(file_header(path))
-    except (FileNotFoundError, ValueError):
-        return False
-
-
-def check_source(source, model, conversions, files, targets):
-    """Raise one clear error unless every tensor of the model is in a file of `source`, in its shape, and weights float.
-
-    Args:
-        source, model, conversions, targets: see `quantize_checkpoint`.
-        files: {key: WeightFile}.
-    """
-    places, found = model.state_dict(keep_vars=True), set()
-    for conversion in conversions:
-        key = conversion.keys[0]
-        for name, (dtype, shape) in conversion.makes.items():
-            if name not in places:
-                raise ValueError(f"{files[key]}: {key} becomes {name}, for which a {type(model).__name__} has no place")
-            needed = tuple(places[name].shape)
-            if shape != needed:
-                raise ValueError(f"{files[key]}: {key} is of shape {shape}; the model needs {needed}")
-            if name in targets and not dtype.is_floating_point:
-                raise ValueError(
-                    f"{files[key]}: {key} is {dtype}; a weight to quantize must be of floating-point numbers"
-                )
-            found.add(id(places[name]))
-    missing = [name for name, tensor in places.items() if id(tensor) not in found and not is_made_anew(model, name)]
-    if missing:
-        raise ValueError(f"{source} lacks {missing[0]!r}, which a {type(model).__name__} needs")
-
-
-def planned_tensors(conversions, targets, scheme, dtype):
-    """What becomes of the tensors of one file of a checkpoint: {name: (dtype, shape)}.
-
-    As in what `stored_state` gives, one empty tensor is enough, and no word of the dtype that config.json says.
-    """
-    planned, stopped = {}, False
-    for name, kind in (made for conversion in conversions for made in conversion.makes.items()):
-        if name not in targets:
-            planned[name] = kind
-            continue
-        rows = targets[name].rows
-        empty = PackedLayer(rows, math.prod(kind[1]) // max(rows, 1), scheme, device="meta").qtensor
-        parts = stored_parts(name, targets[name], empty, kind[0])
-        if kind[0] == dtype:
-            del parts[f"{targets[name].prefix}example"]
-        if stopped:
-            del parts[name]
-        planned |= {part: (tensor.dtype, tuple(tensor.shape)) for part, tensor in parts.items()}
-        stopped = True
-    return planned
-
-
-def stored_parts(name, target, qtensor, dtype):
-    """{name: tensor} that stand in a file for a quantized weight; in its own place an empty one, see PackedLayer."""
-    empty = torch.empty(0, dtype=dtype)
-    parts = qtensor.parts | {"example": empty}
-    return {f"{target.prefix}{part}": tensor for part, tensor in parts.items()} | {name: empty}
-
-
-def quantize_file(path, plan, model, conversions, files, targets, scheme):
-    """Write one safetensors file of what conversions make, quantized; returns {name of a layer: SQNR}.
-
-    Args:
-        path: the file.
-        plan: what `planned_tensors` gives.
-        model, conversions, files, targets, scheme: see `quantize_checkpoint`.
-    """
-    sqnrs = {}
-    with written_file(path, plan) as write:
-        for conversion in progress_bar(conversions, f"quantizing {path.name}"):
-            # Nothing here keeps a tensor that was read: it is gone before the next one is.
-            made = convert(model, conversion, [files[key].read(key) for key in conversion.keys])
-            for name in list(made):
-                origin = f"{files[conversion.keys[0]]}: {name}"
-                sqnrs |= write_quantized(write, plan, name, made.pop(name), targets.get(name), scheme, origin)
-    return sqnrs
-
-
-def write_quantized(write, plan, name, tensor, target, scheme, origin):
-    """Write a tensor as it is, or what its `target` says it becomes; returns {name of a layer: SQNR}."""
-    if target is None:
-        write(name, tensor)
-        return {}
-    matrix = as_matrix(tensor, target.rows, target.transposed)
-    qtensor = quantize_tensor(matrix, scheme, origin)
-    for part, values in stored_parts(name, target, qtensor, tensor.dtype).items():
-        if part in plan:
-            write(part, values)
-    return {target.layer: sqnr(matrix, qtensor.dequantize())}
-
-
-def report_of(model, made, targets, skipped, scheme, sqnrs):
-    """The Report of a checkpoint; `made` is {name of a tensor of the float model: its (dtype, shape)}."""
-    places = model.state_dict(keep_vars=True)
-    widths = {id(tensor): tensor.itemsize for tensor in places.values()}
-    widths |= {id(places[name]): dtype.itemsize for name, (dtype, _) in made.items()}
-    before = after = sum(dtype.itemsize * math.prod(shape) for dtype, shape in made.values())
-    quantized = {}
-    for name, target in targets.items():
-        if name in made:
-            weight = places[name]
-            matrix = target.rows, weight.numel() // max(target.rows, 1)
-            old, new = weight.numel() * widths[id(weight)], stored_bytes(matrix, scheme)
-            line = target.layer, scheme, old, new, bits_per_weight(matrix, scheme), sqnrs.get(target.layer, math.nan)
-            quantized[target.layer] = QuantizedLayer(*line)
-            after += new - old
-    left = []
-    for layer in skipped:
-        weights = matrices_in(model.get_submodule(layer.name))
-        floats = [weight for key, weight in weights.items() if f"{layer.name}.{key}" not in targets]
-        left.append(dataclasses.replace(layer, nbytes=sum(w.numel() * widths[id(w)] for w in floats)))
-    return Report(list(quantized.values()), left, before, after)

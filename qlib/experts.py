@@ -11,7 +11,8 @@ import torch
 from torch.nn.utils import parametrize
 
 from qlib.kernels import choose as kernels
-from qlib.linear import READ_ONLY, PackedLayer, plain_linear
+from qlib.linear import PackedLayer, plain_linear
+from qlib.read_only import READ_ONLY
 from qlib.scheme import Scheme
 from qlib.tensor import QTensor, quantize_tensor
 

@@ -24,11 +24,11 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qlib.checkpoint import METHOD, QUANTIZED, entries_of, packed_layers, put_empty_layers, share_weight, stored_state
-from qlib.conversion import OLD_PARTS
 from qlib.experts import PackedParameter, as_matrix, experts_forward
 from qlib.kernels.choose import plan_for
 from qlib.linear import PackedLayer, QLinear
 from qlib.model import choose_layers, ignore_rules, matrix_of, parameters_to_pack, replace, report_lines, tensors_of
+from qlib.pretrained import OLD_PARTS, finder
 from qlib.report import Report, SkippedLayer, state_dict_bytes
 from qlib.scheme import SHARED_SCALES, Scheme
 from qlib.tensor import QTensor
@@ -125,12 +125,6 @@ class QlibQuantizer(HfQuantizer):
         empty = {rf"(^|\.){re.escape(layer.float_name(f'{name}.'))}$" for name, layer in packed_layers(model)}
         unused = {r"\.example$", *empty}  # which are empty, see PackedLayer
         model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *unused}
-        # The dtype of a layer is the one that is asked for. No file need hold an example, so it must be no parameter
-        # while accelerate looks for those that it offloads.
-        for _, layer in packed_layers(model):
-            dtype = layer.example.dtype
-            del layer.example
-            layer.register_buffer("example", torch.empty(0, dtype=dtype, device="cpu"), persistent=False)
 
     def shared_layers(self):
         """{name of a layer: the name of the layer whose weight it shares}."""
@@ -141,11 +135,6 @@ class QlibQuantizer(HfQuantizer):
         if self.error is not None:
             raise self.error
         if self.pre_quantized:
-            for _, layer in packed_layers(model):
-                if not layer.packed.is_meta:  # accelerate has not offloaded it
-                    dtype = layer.example.dtype
-                    del layer.example
-                    layer.set_example(dtype, layer.packed.device)
             check_all_read(model, self.shared_layers())
             for name, other in self.shared_layers().items():
                 share_weight(model, name, other)
@@ -240,17 +229,17 @@ class QuantizeWeight(ConversionOps):
 
 
 def entries_in_model(entries, model):
-    """Entries under the names that a model has: those of a base model lack its prefix, those of a head have it.
+    """Entries under the names that a model has: a base model lacks the prefix of a head, and the other way round.
 
     What belongs to another head is left out: a base model has no use for it.
     """
-    prefix = getattr(model, "base_model_prefix", "")
-    names = {name for name, _ in [*model.named_modules(), *model.named_parameters()]}
-    children, found = {name for name, _ in model.named_children()}, {}
+    places = model.state_dict()
+    find, children, found = finder(model, places), {name for name, _ in model.named_children()}, {}
     for name, entry in entries.items():
-        candidates = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
-        own = next((candidate for candidate in candidates if candidate in names), name)
-        if own in names or own.partition(".")[0] in children:
+        own, ending = name, "" if entry.get("kind") == "parameter" else ".weight"
+        if f"{name}{ending}" not in places:
+            own = find(f"{name}{ending}")[0].removesuffix(ending)
+        if f"{own}{ending}" in places or own.partition(".")[0] in children:
             found[own] = entry
     return found
 
@@ -269,7 +258,7 @@ def check_all_read(model, shared):
             continue
         for part, tensor in layer.named_buffers(recurse=False):
             read = getattr(tensor, "_is_hf_initialized", False) or tensor.is_meta  # on the disk, that is
-            if not read and part != "example" and (name not in shared or part == "bias"):
+            if not read and (name not in shared or part == "bias"):
                 raise ValueError(
                     f"{model.name_or_path or 'the checkpoint'} lacks {name}.{part}, a part of a quantized layer"
                 )

@@ -9,86 +9,17 @@ import copy
 import inspect
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
 
 from qlib.affine import choose_qparams, dequantize, expand_groups, quant_range, quantize
 from qlib.grids import decode
 from qlib.kernels import choose as kernels
 from qlib.packing import unpack
+from qlib.read_only import READ_ONLY, ReadOnlyWeight
 from qlib.scheme import Scheme, whole_number
 from qlib.tensor import QTensor, part_dtypes, part_shapes, quantize_tensor, values_of
 
 # Zero points that are fractions, as HQQ's are, have a dtype that config.json names.
 ZERO_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.int8, torch.float16, torch.bfloat16, torch.float32)}
-
-# ---------------------------------------------------------------- the weight, for those who read it
-
-READ_ONLY = (
-    "the weight of a quantized layer is made anew for whoever reads it; what is written to it would be lost: change, "
-    "merge or tie float weights before the model is quantized, or put a float layer in the place of this one first"
-)
-
-
-class ReadOnlyWeight(torch.Tensor):
-    """The real numbers of a quantized weight, which nobody can write to: that would be lost without a word.
-
-    Its views, `data` and `detach()` among them, are of this kind too; all else that is computed of it is a plain
-    tensor, and so is its copy. `torch.nn.Parameter(weight)` is a plain Parameter, to be written to.
-    """
-
-    _is_hf_initialized = True  # what transformers asks before it initializes a tensor
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if any(isinstance(written, cls) for written in tree_leaves(written_by(function, args, kwargs))):
-            # A TypeError would be taken for "no such operator", and w += 1 would become w = w + 1.
-            raise ValueError(f"{READ_ONLY} ({function.__name__})")
-        with torch._C.DisableTorchFunctionSubclass():
-            ours = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, cls)]
-            made = function(*args, **kwargs)
-            return made if isinstance(made, torch.Size) else tree_map(lambda part: read_only(part, ours), made)
-
-    def plain(self):
-        """The same numbers in the same memory, as a tensor that can be written to."""
-        with torch._C.DisableTorchFunctionSubclass():
-            return self.as_subclass(torch.Tensor)
-
-    def __deepcopy__(self, memo):
-        return self.plain().clone()
-
-    def __reduce_ex__(self, protocol):
-        return self.plain().__reduce_ex__(protocol)
-
-    def __repr__(self, **options):
-        return self.plain().__repr__(**options)
-
-    def __setattr__(self, name, value):
-        if name == "_is_param":  # torch.nn.Parameter marks a view of a subclass so, and leaves its class as it was
-            self.__class__ = torch.nn.Parameter
-        else:
-            super().__setattr__(name, value)
-
-
-def written_by(function, args, kwargs):
-    """What a function of PyTorch writes to, among its arguments: the first one if it works in place, and `out`."""
-    name = function.__name__
-    if name == "__set__":  # of an attribute: those that concern gradients are the reader's own
-        in_place = function.__self__.__name__ not in ("requires_grad", "grad")
-    else:
-        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
-    first = args[0] if args else next(iter(kwargs.values()), None)
-    return [kwargs.get("out"), first if in_place and name != "requires_grad_" else None]
-
-
-def read_only(made, weights):
-    """What a function made of read-only weights: itself, but a view of one of them is read-only, too."""
-    if type(made) is torch.Tensor and any(torch._C._is_alias_of(made, weight) for weight in weights):
-        return made.as_subclass(ReadOnlyWeight)
-    if type(made).__module__ == "numpy" and hasattr(made, "setflags"):
-        made.setflags(write=False)
-    return made
-
 
 # ---------------------------------------------------------------- layers
 
@@ -154,8 +85,17 @@ class PackedLayer(torch.nn.Module):
         super().register_parameter(name, param)
 
     def set_example(self, dtype, device):
-        """Say of which dtype the float weight is, by a tensor of no elements on the device of the layer."""
-        self.example = torch.nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
+        """Say of which dtype the float weight is, by a tensor of no elements on the device of the layer.
+
+        It is never on the meta device: there is nothing to be read for it.
+        """
+        device = None if device is None or torch.device(device).type == "meta" else device
+        with torch.device("cpu"):  # transformers makes all on the meta device while it builds a model
+            self.example = torch.nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
+
+    def named_parameters(self, prefix="", recurse=True, remove_duplicate=True):
+        """As for any module, but `example` is none of the layer's very own: accelerate would look for it in files."""
+        return super().named_parameters(prefix, True, remove_duplicate) if recurse else iter(())
 
     def settings(self):
         """What config.json says of the weight: its scheme, and the dtype of zero points that are fractions."""
@@ -177,6 +117,8 @@ class PackedLayer(torch.nn.Module):
         before = {name: buffer for name, buffer in self._buffers.items() if name != "bias"}
         super()._apply(fn, recurse)
         keep_dtypes(self, before)
+        if self.example.is_meta:
+            self.set_example(self.example.dtype, None)
         return self
 
     def float_name(self, prefix):
@@ -185,7 +127,9 @@ class PackedLayer(torch.nn.Module):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if not self.packed.is_meta:  # there it waits for a file, which may be older
+        if self.packed.is_meta:  # it waits for a file, which need not hold the empty ones
+            destination.pop(f"{prefix}example", None)
+        else:
             destination[self.float_name(prefix)] = self.example.detach()
 
     def _load_from_state_dict(self, state_dict, prefix, *arguments):

@@ -421,7 +421,11 @@ FAMILIES = {
         ),
         text,
     ),
-    "RWKV": ("RwkvForCausalLM", {"hidden_size": WIDE, "num_hidden_layers": 2, "vocab_size": VOCABULARY}, text),
+    "RWKV": (
+        "RwkvForCausalLM",
+        {"hidden_size": WIDE, "num_hidden_layers": 2, "vocab_size": VOCABULARY, "rescale_every": 0},
+        text,
+    ),
     "Bamba": (
         "BambaForCausalLM",
         decoder(**KV, attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=16, mamba_d_state=8, mamba_chunk_size=8),

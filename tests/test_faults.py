@@ -17,7 +17,7 @@ import torch
 
 from course.exercises.judge import CORRECT, INCORRECT
 from course.exercises.progress import best_outcomes, note_attempt
-from qlib import Scheme, files, load_quantized, quantize_checkpoint, quantize_model, save_quantized
+from qlib import Scheme, folders, load_quantized, quantize_checkpoint, quantize_model, save_quantized
 from qlib.files import WeightFile
 from tests.tiny_models import assert_same_outputs, tiny_model
 
@@ -96,11 +96,11 @@ def assert_kept(folder):
 
 
 def test_a_save_removes_the_older_weights_and_nothing_else(folder):
-    old = set(files.weight_names(folder))
+    old = set(folders.weight_names(folder))
     save_quantized(model_of(2), folder)
     assert number_in(folder) == 2
     assert_kept(folder)
-    assert not any((folder / name).exists() for name in (*old, files.INDEX))
+    assert not any((folder / name).exists() for name in (*old, folders.INDEX))
     assert left_behind(folder) == []
 
 
@@ -198,7 +198,7 @@ def killed_at(step, number, folder):
         return call
 
     os.rename, os.replace, shutil.rmtree = dying(os.rename), dying(os.replace), dying(shutil.rmtree)
-    pathlib.Path.unlink, files.write_json = dying(pathlib.Path.unlink), dying(files.write_json)
+    pathlib.Path.unlink, folders.write_json = dying(pathlib.Path.unlink), dying(folders.write_json)
     save(number, folder)
 
 
@@ -246,15 +246,15 @@ def test_a_save_after_a_kill_anywhere_keeps_what_is_not_its_own_and_sweeps_what_
 
 @needs_fork
 def test_where_there_are_no_locks_a_killed_save_is_ended_when_it_has_long_been_still(killed, monkeypatch):
-    monkeypatch.setattr(files, "fcntl", None)
-    monkeypatch.setattr(files, "TRIES", 2)
-    folders = [folder for folder in killed if (folder / files.SAVED).exists()]
-    for folder in folders:
+    monkeypatch.setattr(folders, "fcntl", None)
+    monkeypatch.setattr(folders, "TRIES", 2)
+    halted = [folder for folder in killed if (folder / folders.SAVED).exists()]
+    for folder in halted:
         with pytest.raises(ValueError, match="was changed by others"):
             number_in(folder)
-        os.utime(folder / files.SAVED, (0, 0))
+        os.utime(folder / folders.SAVED, (0, 0))
         assert number_in(folder) == 2
-    assert len(folders) > 3
+    assert len(halted) > 3
 
 
 @needs_fork
@@ -272,7 +272,7 @@ def test_a_folder_from_elsewhere_cannot_pose_as_a_save_and_write_outside(folder,
     outside = tmp_path / "outside"
     (outside / "sub").mkdir(parents=True)
     (outside / "file").write_text("mine")
-    saved = folder / files.SAVED
+    saved = folder / folders.SAVED
     (folder / "sub").symlink_to(outside / "sub")
 
     def pose(name, text):
@@ -282,13 +282,13 @@ def test_a_folder_from_elsewhere_cannot_pose_as_a_save_and_write_outside(folder,
     for make, message in (
         (lambda: saved.symlink_to(outside), "is no folder that a save left"),
         (lambda: pose("sub/file", "x"), "sub is a link to a folder outside the model's"),
-        (lambda: pose(files.STALE, '{"files": ["../../outside/file"]}'), "a folder outside the model's"),
-        (lambda: pose(files.STALE, '{"files": [5]}'), "lists no files"),
+        (lambda: pose(folders.STALE, '{"files": ["../../outside/file"]}'), "a folder outside the model's"),
+        (lambda: pose(folders.STALE, '{"files": [5]}'), "lists no files"),
     ):
         make()
         with pytest.raises(ValueError, match=message):
             load_quantized(folder, net())
-        files.remove(saved)
+        folders.remove(saved)
     assert (outside / "file").read_text() == "mine"
     assert list((outside / "sub").iterdir()) == []
     assert number_in(folder) == 1
@@ -316,7 +316,7 @@ def test_of_two_saves_at_once_both_end_and_one_is_there_whole(there, folder):
 @pytest.mark.parametrize("locks", [True, False], ids=["with locks", "without locks"])
 def test_a_load_during_saves_gives_the_old_model_or_the_new(locks, folder, monkeypatch):
     if not locks:
-        monkeypatch.setattr(files, "fcntl", None)
+        monkeypatch.setattr(folders, "fcntl", None)
     found = []
     with process(save_often, [2, 3] * 10, folder) as child:
         while child.is_alive():
@@ -341,20 +341,20 @@ def test_a_load_ends_on_the_files_that_it_began_on(folder, monkeypatch):
 
 
 def test_a_folder_that_never_rests_is_refused_in_words(folder, monkeypatch):
-    monkeypatch.setattr(files, "TRIES", 3)
-    read = files.read_json
+    monkeypatch.setattr(folders, "TRIES", 3)
+    read = folders.read_json
 
     def touch(path):
         os.utime(folder / "config.json", ns=(0, time.monotonic_ns()))
         return read(path)
 
-    monkeypatch.setattr(files, "read_json", touch)
+    monkeypatch.setattr(folders, "read_json", touch)
     with pytest.raises(ValueError, match="was changed by others each of the 3 times that it was read"):
         load_quantized(folder, net())
 
 
 def test_what_another_save_is_writing_is_not_taken_for_a_leftover(folder):
-    with pytest.raises(KeyboardInterrupt), files.folder_in_one_piece(folder) as new:
+    with pytest.raises(KeyboardInterrupt), folders.folder_in_one_piece(folder) as new:
         save(2, folder)
         assert new.is_dir()
         raise KeyboardInterrupt
@@ -395,7 +395,7 @@ def interrupted(source, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "put_in_place", interrupt)
+    monkeypatch.setattr(folders, "put_in_place", interrupt)
     with pytest.raises(KeyboardInterrupt):
         quantize_checkpoint(source, tmp_path / "model", SCHEME)
     monkeypatch.undo()
@@ -408,7 +408,7 @@ def cut_a_shard(folder):
 
 
 def another_plan(folder):
-    (folder / files.PLAN).write_text(json.dumps({"process": os.getpid()}))
+    (folder / folders.PLAN).write_text(json.dumps({"process": os.getpid()}))
     stranger = {"stranger": torch.ones(2)}
     for shard in folder.glob("*.safetensors"):
         safetensors.torch.save_file(stranger, shard)
@@ -420,10 +420,10 @@ LEFT = {
     "a companion is not in the source any more": lambda f: (f / "old.txt").write_text("old"),
     "a folder of companions is half copied": lambda f: (f / "1_Pooling" / "config.json").unlink(),
     "a shard is cut off": cut_a_shard,
-    "the plan is empty": lambda f: (f / files.PLAN).write_text(""),
-    "the plan is cut off": lambda f: (f / files.PLAN).write_text('{"model-00001'),
-    "the plan is no object": lambda f: (f / files.PLAN).write_text("[]"),
-    "the plan is missing": lambda f: (f / files.PLAN).unlink(),
+    "the plan is empty": lambda f: (f / folders.PLAN).write_text(""),
+    "the plan is cut off": lambda f: (f / folders.PLAN).write_text('{"model-00001'),
+    "the plan is no object": lambda f: (f / folders.PLAN).write_text("[]"),
+    "the plan is missing": lambda f: (f / folders.PLAN).unlink(),
     "it is of a stranger with our process id": another_plan,
     "its config is half written": lambda f: (f / "config.json").write_text("{"),
 }
@@ -461,7 +461,7 @@ def test_a_second_process_that_quantizes_to_the_same_folder_is_refused(source, t
 
 
 def hold(folder, begun):
-    with files.made_folder(folder):
+    with folders.made_folder(folder):
         begun.set()
         time.sleep(60)
 
@@ -519,7 +519,7 @@ def test_a_source_that_is_cut_off_meanwhile_leaves_no_shard_that_counts(source, 
 
 def test_integers_in_the_place_of_a_weight_are_named(source, tmp_path):
     name = "model.layers.0.mlp.up_proj.weight"
-    shard = source / json.loads((source / files.INDEX).read_text())["weight_map"][name]
+    shard = source / json.loads((source / folders.INDEX).read_text())["weight_map"][name]
     tensors = safetensors.torch.load_file(shard)
     safetensors.torch.save_file(tensors | {name: torch.ones(96, 64, dtype=torch.int32)}, shard, {"format": "pt"})
     with pytest.raises(

@@ -348,7 +348,8 @@ def test_a_layer_computes_with_the_dequantized_weight_and_keeps_its_scales_in_ha
 def test_an_empty_layer_on_the_meta_device_takes_the_state_of_a_full_one(scheme):
     layer, empty = QLinear.from_linear(torch.nn.Linear(70, 5), scheme), QLinear(70, 5, scheme, device="meta")
     kinds = [{k: (v.shape, v.dtype) for k, v in each.state_dict().items()} for each in (layer, empty)]
-    assert kinds[0].pop("weight")[0] == (0,) and kinds[0] == kinds[1]
+    assert kinds[0].pop("weight") == kinds[0].pop("example") == ((0,), torch.float32)
+    assert kinds[0] == kinds[1]
     empty.load_state_dict(layer.state_dict(), assign=True)
     assert torch.equal(empty(normal(2, 70)), layer(normal(2, 70)))
 

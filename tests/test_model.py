@@ -129,7 +129,7 @@ def test_the_structure_can_be_replaced_on_meta_and_filled_from_a_state_dict():
     names = replace_linear(empty, SCHEME)
     report = quantize_model(model, SCHEME, progress=False)
     assert names == [layer.name for layer in report.quantized]
-    assert all(t.is_meta for t in tensors_of(empty).values())
+    assert all(t.is_meta for t in tensors_of(empty).values() if t.numel())
     filled = llama(tied=False)
     replace_linear(filled, SCHEME)
     filled.load_state_dict(model.state_dict())

@@ -264,7 +264,7 @@ def killed_in(script, cwd):
 KILL_AT = """
     import os, pathlib, signal, sys
     sys.path.insert(0, {root!r})
-    from qlib import Scheme, checkpoint, files, quantize_checkpoint, quantize_model, save_quantized
+    from qlib import Scheme, folders, quantize_checkpoint, quantize_model, save_quantized, streaming
     from tests.tiny_models import tiny_model
     def die(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -278,23 +278,23 @@ def root(request):
 
 
 def test_quantizing_a_checkpoint_goes_on_where_it_was_killed(source, tmp_path, root, monkeypatch):
-    from qlib import checkpoint
+    from qlib import streaming
 
     prepare = f"""
-    quantize_file = checkpoint.quantize_file
+    quantize_file = streaming.quantize_file
     def twice(*arguments, done=[]):
         if len(done) == 2:
             die()
         done.append(arguments)
         return quantize_file(*arguments)
-    checkpoint.quantize_file = twice
+    streaming.quantize_file = twice
     quantize_checkpoint({str(source)!r}, {str(tmp_path / "model")!r}, Scheme(bits=4, symmetric=False, group_size=32))
     """
     assert killed_in(KILL_AT.format(root=root, prepare=prepare), root)
     assert not (tmp_path / "model").exists()
     assert len(list((tmp_path / ".model.unfinished").glob("*.safetensors"))) == 2
-    quantize_file, done = checkpoint.quantize_file, []
-    monkeypatch.setattr(checkpoint, "quantize_file", lambda *a: done.append(a[0].name) or quantize_file(*a))
+    quantize_file, done = streaming.quantize_file, []
+    monkeypatch.setattr(streaming, "quantize_file", lambda *a: done.append(a[0].name) or quantize_file(*a))
     quantize_checkpoint(source, tmp_path / "model", SCHEME)
     assert len(done) == len(list(source.glob("*.safetensors"))) - 2
     assert_same_outputs(quantized("Llama"), load_quantized(tmp_path / "model"))
@@ -302,9 +302,9 @@ def test_quantizing_a_checkpoint_goes_on_where_it_was_killed(source, tmp_path, r
 
 
 def test_what_was_begun_with_another_scheme_is_begun_anew(source, tmp_path, monkeypatch):
-    from qlib import files
+    from qlib import folders
 
-    monkeypatch.setattr(files, "put_in_place", lambda *_: None)
+    monkeypatch.setattr(folders, "put_in_place", lambda *_: None)
     quantize_checkpoint(source, tmp_path / "model", Scheme(bits=8))
     monkeypatch.undo()
     quantize_checkpoint(source, tmp_path / "model", SCHEME)

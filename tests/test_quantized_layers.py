@@ -22,7 +22,6 @@ from qlib import (
     save_quantized,
 )
 from qlib.checkpoint import KINDS, QUANTIZED, entries_of
-from qlib.conversion import OLD_PARTS
 from qlib.export import export_compressed_tensors, to_gptq
 from qlib.hf import share_layer
 from qlib.linear import QEmbedding
@@ -36,6 +35,7 @@ from qlib.methods import (
     smoothquant_model,
 )
 from qlib.model import tensors_of
+from qlib.pretrained import OLD_PARTS
 from qlib.report import file_bytes, state_dict_bytes
 from tests.test_quantized_folders import edit_config, quiet, rewrite  # noqa: F401 - one is a fixture
 from tests.tiny_models import MODELS, assert_same_outputs, outputs, tiny_model

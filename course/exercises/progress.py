@@ -7,7 +7,7 @@ import pathlib
 
 from course.exercises.card import COLOURS
 from course.exercises.judge import CORRECT, INCORRECT, NOT_ATTEMPTED
-from qlib.files import locked, read_json
+from qlib.folders import locked, read_json
 
 MARK = {CORRECT: "✓", INCORRECT: "✗"}
 

@@ -24,7 +24,7 @@ from qlib.export.shared import (
     words_of,
     zero_codes,
 )
-from qlib.files import CONFIG, folder_in_one_piece, read_json, write_json
+from qlib.folders import CONFIG, folder_in_one_piece, read_json, write_json
 from qlib.linear import QLinear, is_conv1d, is_float
 
 COMPRESSED_TENSORS_FORMAT = "pack-quantized"
