@@ -9,6 +9,7 @@ from torch.nn import Linear, ModuleList
 from course.exercises.exercise import Case, Exercise, Words
 from course.exercises.mistakes import Mistake, edit
 from qlib import Scheme
+from qlib.linear import is_float
 from qlib.model import layers_to_leave, sensitivity
 
 # ---------------------------------------------------------------- 12.1 sensitivity
@@ -67,7 +68,7 @@ def state_of(model, before):
             continue
         if name not in old:
             words[name] = Words(f"a new {type(layer).__name__}")
-        elif not isinstance(layer, Linear):
+        elif not is_float(layer, Linear):
             words[name] = Words(f"a {type(layer).__name__}")
         else:
             same = torch.equal(layer.weight, old[name].weight)
