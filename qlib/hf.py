@@ -6,8 +6,9 @@
     model = AutoModelForCausalLM.from_pretrained(folder)
 
 Each weight is quantized as it is read, so that no more than one of them is held in full precision. The layers are the
-same QLinear that `quantize_model` makes, and the folder is the same that `save_quantized` writes. Written for the
-interfaces of transformers 5.23: `register_quantization_config` and `register_quantizer`.
+same QLinear that `quantize_model` makes, and the folder is the same that `save_quantized` writes; but it is
+transformers that writes it here, file by file, so a `save_pretrained` that is killed may leave half a model. Written for
+the interfaces of transformers 5.23: `register_quantization_config` and `register_quantizer`.
 """
 
 import copy
@@ -118,6 +119,11 @@ class QlibQuantizer(HfQuantizer):
         config = self.quantization_config
         origin = f"config.json of {model.name_or_path or 'the model'}"
         config.layers = entries_in_model(config.layers, model)
+        packed = [name for name, entry in config.layers.items() if entry.get("kind") == "parameter"]
+        if packed and model.tp_size is not None:
+            raise ValueError(
+                f"{packed[0]}: tensor parallelism does not share out packed experts; leave them to `ignore`"
+            )
         put_empty_layers(model, config.layers, origin)
         # What layers share is stored once, and put back when all is read.
         missing = {f"^{re.escape(name)}\\.(?!(bias|example)$)" for name in self.shared_layers()}
@@ -147,7 +153,8 @@ class QlibQuantizer(HfQuantizer):
 
     def report_of(self, model):
         """The Report of a model that was quantized while it was loaded."""
-        fresh, skipped = choose_layers(model, self.quantization_config.ignore, self.packs.keys())
+        done = {line.name for line in self.lines}
+        fresh, skipped = choose_layers(model, self.quantization_config.ignore, done)
         skipped += [SkippedLayer(name, "its weight was in no file", matrix_of(model, name).nbytes) for name in fresh]
         after = state_dict_bytes(tensors_of(model))
         saved = sum(line.bytes_before - line.bytes_after for line in self.lines)
@@ -209,6 +216,7 @@ class QuantizeWeight(ConversionOps):
         return left
 
     def put_quantized(self, model, name, weight):
+        """Put a weight that was read in the place of its layer or its parameter, quantized."""
         owner, _, key = name.rpartition(".")
         module = model.get_submodule(owner)
         old = getattr(module, key)

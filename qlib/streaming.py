@@ -35,7 +35,7 @@ class Target(NamedTuple):
     transposed: bool = False
 
 
-def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
+def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",), other_weights=False):
     """Quantize a checkpoint of transformers without loading the model: one tensor is held at a time.
 
     The result is what `save_quantized` would have written of the quantized model. When the work is interrupted, the
@@ -51,7 +51,7 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
         source: a folder with config.json and the weights in safetensors files.
         folder: where to; it must not be `source`, nor lie in it.
         scheme: a Scheme, for rounding. The methods beyond it want the model itself.
-        ignore: as for `quantize_model`.
+        ignore, other_weights: as for `quantize_model`.
 
     Returns:
         a Report; the SQNR of what an interrupted call had finished is NaN.
@@ -72,7 +72,7 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",)):
             raise ValueError(f"{source / CONFIG} says that this checkpoint is quantized already")
         headers = {file: file.header for file in opened}
         model = empty_model(source, config, generation, headers)
-        packs = parameters_to_pack(model, ignore)
+        packs = parameters_to_pack(model, ignore, other_weights)
         chosen, skipped = choose_layers(model, ignore, packs.keys())
         targets = targets_of(model, chosen, packs)
         conversions, homeless = conversions_for(

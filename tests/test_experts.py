@@ -285,12 +285,15 @@ def test_families_whose_weights_are_not_linear_layers_are_packed_as_a_last_resor
     assert after < 0.8 * before
     config = QlibConfig(bits=4, symmetric=False, group_size=32, other_weights=True)
     loaded = type(model).from_pretrained(tmp_path / "float", quantization_config=config).eval()
+    streamed = quantize_checkpoint(tmp_path / "float", tmp_path / "streamed", SCHEME, other_weights=True)
     save_quantized(model, tmp_path / "saved")
+    assert sorted(streamed.quantized, key=str) == sorted(loaded.hf_quantizer.report.quantized, key=str)
     with torch.inference_mode():
         expected = model(**inputs)[0]
         torch.testing.assert_close(loaded(**inputs)[0], expected, rtol=0, atol=0)
         for load in (load_quantized, type(model).from_pretrained):
-            torch.testing.assert_close(load(tmp_path / "saved").eval()(**inputs)[0], expected, rtol=0, atol=0)
+            for folder in ("saved", "streamed"):
+                torch.testing.assert_close(load(tmp_path / folder).eval()(**inputs)[0], expected, rtol=0, atol=0)
 
 
 def test_a_packed_weights_entry_that_does_not_fit_is_named(tmp_path):

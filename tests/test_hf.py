@@ -378,6 +378,15 @@ def test_two_processes_share_a_model_under_transformers_tensor_parallelism(tmp_p
         torch.testing.assert_close(torch.tensor(found["scores"]), expected)
 
 
+def test_packed_experts_are_not_shared_out(tmp_path, monkeypatch):
+    model = tiny_model("Mixtral")
+    quantize_model(model, SCHEME)
+    quantizer = qlib.hf.QlibQuantizer(QlibConfig(layers=entries_of(model)))
+    monkeypatch.setattr(type(model), "tp_size", 2)
+    with pytest.raises(ValueError, match=r"experts\.gate_up_proj: tensor parallelism shares out no packed experts"):
+        quantizer._process_model_before_weight_loading(tiny_model("Mixtral"))
+
+
 def test_a_float_checkpoint_is_not_shared_out_and_quantized_at_once(tmp_path, monkeypatch):
     quantizer = qlib.hf.QlibQuantizer(QlibConfig(bits=4), pre_quantized=False)
     model = tiny_model("Llama")

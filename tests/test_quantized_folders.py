@@ -553,6 +553,12 @@ def test_a_source_that_cannot_be_quantized_leaves_nothing_where_the_model_would_
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             call()
+    head = json.loads((source / "model.safetensors.index.json").read_text())["weight_map"]["lm_head.weight"]
+    kept = (source / head).read_bytes()
+    rewrite(source, lambda tensors: tensors.pop("lm_head.weight"), head)
+    with pytest.raises(ValueError, match=r"lacks 'lm_head\.weight', which a LlamaForCausalLM needs"):
+        quantize_checkpoint(source, tmp_path / "model", SCHEME)
+    (source / head).write_bytes(kept)
     shard = json.loads((source / "model.safetensors.index.json").read_text())["weight_map"][f"{UP}.weight"]
     rewrite(source, lambda tensors: tensors[f"{UP}.weight"].view(-1)[:1].fill_(float("nan")), shard)
     with pytest.raises(ValueError, match=rf"{shard}: {UP}\.weight cannot be quantized: the value at \[0, 0\] is nan"):
