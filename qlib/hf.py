@@ -7,8 +7,8 @@
 
 Each weight is quantized as it is read, so that no more than one of them is held in full precision. The layers are the
 same QLinear that `quantize_model` makes, and the folder is the same that `save_quantized` writes; but it is
-transformers that writes it here, file by file, so a `save_pretrained` that is killed may leave half a model. Written for
-the interfaces of transformers 5.23: `register_quantization_config` and `register_quantizer`.
+transformers that writes it here, file by file, so a `save_pretrained` that is killed may leave half a model. Written
+for the interfaces of transformers 5.23: `register_quantization_config` and `register_quantizer`.
 """
 
 import copy
@@ -121,9 +121,7 @@ class QlibQuantizer(HfQuantizer):
         config.layers = entries_in_model(config.layers, model)
         packed = [name for name, entry in config.layers.items() if entry.get("kind") == "parameter"]
         if packed and model.tp_size is not None:
-            raise ValueError(
-                f"{packed[0]}: tensor parallelism does not share out packed experts; leave them to `ignore`"
-            )
+            raise ValueError(f"{packed[0]}: tensor parallelism shares out no packed experts; leave them to `ignore`")
         put_empty_layers(model, config.layers, origin)
         # What layers share is stored once, and put back when all is read.
         missing = {f"^{re.escape(name)}\\.(?!(bias|example)$)" for name in self.shared_layers()}

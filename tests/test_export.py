@@ -29,6 +29,7 @@ from qlib.export import (
     to_gptq,
 )
 from qlib.export.compressed_tensors import weight_arguments
+from tests.families import tiny_family
 
 EACH_MODE = pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 IDS = torch.tensor([[1, 5, 9, 3, 40, 63]])
@@ -474,6 +475,18 @@ def test_a_layer_that_the_format_has_no_place_for_is_named(tmp_path):
     refused(quantized(Scheme(8, axis=1)), folder, r"layers\.0\.self_attn\.q_proj cannot .* no scale per column")
     refused(llama(), folder, "no layer of this LlamaForCausalLM is quantized")
     refused(torch.nn.Sequential(QLinear(4, 4, Scheme())), folder, "not a Sequential", error=TypeError)
+
+
+@pytest.mark.parametrize("name", ["Falcon", "gpt_bigcode", "Mamba2", "Gemma3"])
+def test_a_model_that_transformers_loads_as_floats_alone_is_exported_with_a_word(name, tmp_path):
+    model, inputs = tiny_family(name)
+    quantize_model(model, Scheme(8), progress=False)
+    with pytest.warns(UserWarning, match=rf"loads this {type(model).__name__} only with .*dequantize=True"):
+        export_compressed_tensors(model, tmp_path / "model")
+    config = transformers.CompressedTensorsConfig(dequantize=True)
+    again = type(model).from_pretrained(tmp_path / "model", quantization_config=config).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(again(**inputs)[0], model(**inputs)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_gpt_2s_layers_are_refused_for_they_are_conv1d(tmp_path):

@@ -5,6 +5,7 @@ writes a model. The package is not needed for it.
 """
 
 import copy
+import warnings
 
 import torch
 
@@ -92,7 +93,8 @@ def export_compressed_tensors(model, folder, tokenizer=None, max_shard_size="5GB
     Who reads what, late in 2026: compressed-tensors from 0.18 on reads 2 to 8 bits in both modes; before, only 2, 4 and
     8. vLLM serves 4 and 8 bits in both modes; its newer versions list 2 to 8 bits, the others in symmetric mode alone
     (compressed_tensors_wNa16.py). It joins q_proj, k_proj and v_proj, and gate_proj and up_proj: give those the same
-    scheme. transformers 5.23 loads asymmetric weights, and T5, only with
+    scheme. transformers 5.23 loads asymmetric weights, T5, and models whose own initialization looks at the weights of
+    linear layers (Falcon, Mamba, Gemma 3 and others; a warning says so) only with
     `quantization_config=CompressedTensorsConfig(dequantize=True)`, and then reads all layers by the first scheme.
 
     The folder is written beside its place and then put there, so that an interrupted export leaves an older one whole.
@@ -111,6 +113,12 @@ def export_compressed_tensors(model, folder, tokenizer=None, max_shard_size="5GB
             layer. Nothing is written then.
     """
     layers = exportable_layers(model)
+    if looks_for_weights(model, layers):
+        warnings.warn(
+            f"transformers loads this {type(model).__name__} only with quantization_config=CompressedTensorsConfig("
+            "dequantize=True): its own initialization looks for weights under the names that they have in float",
+            stacklevel=2,
+        )
     tensors = model.state_dict()
     for name, layer in layers.items():
         for part in layer.state_dict().keys() - {"bias"}:
@@ -124,10 +132,34 @@ def export_compressed_tensors(model, folder, tokenizer=None, max_shard_size="5GB
         write_json(unfinished / CONFIG, config | {"quantization_config": quantization_config(model, layers)})
 
 
-def exportable_layers(model):
-    """{name: QLinear} of a model, every one of which the format has a place for."""
+def looks_for_weights(model, layers):
+    """Whether a model's own initialization, which transformers runs on loading, looks for the weight of a layer.
+
+    Those that compressed-tensors has filled have other names, so the loading fails. It is tried on the meta device.
+    """
+    unfilled = float_structure(model)
+    for name in layers:
+        del unfilled.get_submodule(name).weight
+    for module in unfilled.modules():
+        module._is_hf_initialized = False
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            unfilled.initialize_weights()
+    except AttributeError:
+        return True
+    return False
+
+
+def float_structure(model):
+    """A model of the same class and configuration on the meta device, nothing in it quantized."""
     import accelerate
 
+    with accelerate.init_empty_weights():
+        return type(model)(copy.deepcopy(model.config))
+
+
+def exportable_layers(model):
+    """{name: QLinear} of a model, every one of which the format has a place for."""
     if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
         raise TypeError(f"only a model of transformers can be exported, not a {type(model).__name__}")
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -138,8 +170,7 @@ def exportable_layers(model):
     layers = {name: module for name, module in modules.items() if isinstance(module, QLinear)}
     if not layers:
         raise ValueError(f"no layer of this {type(model).__name__} is quantized: quantize_model(model, scheme) first")
-    with accelerate.init_empty_weights():
-        unquantized = type(model)(copy.deepcopy(model.config))
+    unquantized = float_structure(model)
     for name, layer in layers.items():
         if is_conv1d(unquantized.get_submodule(name)):
             raise refusal(
