@@ -91,7 +91,6 @@ def test_float_experts_compute_the_same_by_experts_forward():
     for name in MIXTURES:
         model, inputs = tiny_family(name)
         expected = logits(model, inputs)
-        quantize_model(model, SCHEME, ignore=("experts", "*proj*", "lm_head", "*gate*", "*router*", "q_a_proj", "kv_*"))
         for implementation in ("eager", "qlib"):
             model.set_experts_implementation(implementation)
             torch.testing.assert_close(logits(model, inputs), expected, rtol=1e-4, atol=1e-5)

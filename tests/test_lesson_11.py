@@ -202,7 +202,7 @@ def test_eight_billion_parameters_are_replaced_without_memory():
     assert parameters == 8_030_261_248
     assert 0.12 < 2 * model.lm_head.weight.numel() / parameters < 0.135, "about an eighth"
     assert len(replace_linear(model, Scheme(bits=4, symmetric=False, group_size=64))) == 224
-    assert all(tensor.is_meta for tensor in tensors_of(model).values())
+    assert all(tensor.is_meta for tensor in tensors_of(model).values() if tensor.numel())
     assert round(sum(t.nbytes for t in tensors_of(model).values()) / 1e9, 1) == 6.1
 
 
