@@ -13,6 +13,7 @@ from qlib.model import tensors_of
 from qlib.report import file_bytes, state_dict_bytes
 from qlib.tensor import quantize_tensor
 from tests.families import tiny_family
+from tests.tiny_models import MODELS, randomize
 
 SCHEME = Scheme(bits=4, symmetric=False, group_size=32)
 MIXTURES = ["Mixtral", "Qwen3-MoE", "gpt-oss", "DeepSeek-V3", "OLMoE"]
@@ -225,6 +226,18 @@ def test_packed_experts_of_every_scheme_come_back(name, scheme, tmp_path):
     for folder in ("saved", "streamed"):
         for load in (load_quantized, type(model).from_pretrained):
             assert torch.equal(logits(load(tmp_path / folder).eval(), inputs), logits(expected, inputs))
+
+
+def test_more_than_ten_experts_are_put_together_in_the_order_of_their_numbers(tmp_path):
+    name, config = MODELS["Mixtral"]
+    config = copy.deepcopy(config)
+    config.num_local_experts = 11  # of which the last comes before the third in the order of letters
+    model = randomize(getattr(transformers, name)(config).eval(), 0)
+    model.save_pretrained(tmp_path / "float")
+    quantize_checkpoint(tmp_path / "float", tmp_path / "streamed", SCHEME)
+    quantize_model(model, SCHEME)
+    inputs = {"input_ids": torch.arange(3, 39).reshape(2, 18)}
+    assert torch.equal(logits(load_quantized(tmp_path / "streamed"), inputs), logits(model, inputs))
 
 
 # ---------------------------------------------------------------- any other large weight
