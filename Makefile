@@ -35,7 +35,7 @@ lab: install ## open the lessons in JupyterLab (ARGS='--no-browser --port 9000' 
 test: install ## run every test and check every notebook's outputs (NB=03: one lesson)
 	@$(QUIETLY) $(PYTEST) $(if $(NB),$(LESSON) $(wildcard tests/*$(NB)*.py),tests notebooks)
 
-test-families: install ## take all 112 architectures of tests/families.py every way through qlib
+test-families: install ## take 112 architectures of transformers every way through qlib (some 3 minutes)
 	@$(QUIETLY) $(PYTHON_VENV) -m pytest -n logical --maxprocesses 4 -m "" --durations=10 tests/test_families.py
 
 test-portable: install ## check the notebooks' outputs with plain CPU instructions (NB=03: one lesson)
