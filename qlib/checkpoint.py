@@ -11,11 +11,11 @@ import torch
 
 from qlib.console import progress_bar
 from qlib.experts import PackedParameter, parameter_name
-from qlib.files import unique_tensors
+from qlib.files import tensors_in, unique_tensors
 from qlib.folders import CONFIG, INDEX, folder_in_one_piece, opened_folder, real_path, write_json
-from qlib.linear import PackedLayer, QEmbedding, QLinear
+from qlib.linear import WEIGHT_DTYPES, PackedLayer, QEmbedding, QLinear
 from qlib.methods.rescale import DividedInput
-from qlib.model import replace, still_on_meta, tell_transformers, tensors_of
+from qlib.model import member_of, replace, still_on_meta, tell_transformers, tensors_of
 from qlib.pretrained import conversions_for, convert, empty_model, is_made_anew, renamed, with_current_part
 from qlib.tensor import SCALE_PARTS
 
@@ -23,8 +23,7 @@ METHOD = "qlib"  # what config.json calls the way a model was quantized
 
 # The layers that quantizing leaves in a model, by what their entries in config.json call their kind.
 KINDS = {"qlinear": QLinear, "embedding": QEmbedding, "parameter": PackedParameter, "divided_input": DividedInput}
-FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
-FLOATS_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
+DTYPE_OF_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in WEIGHT_DTYPES}
 PLAIN = "qlinear"  # by far the most frequent kind, which an entry need not name
 QUANTIZED = tuple(KINDS.values())
 
@@ -77,10 +76,9 @@ def put_empty_layers(model, entries, origin):
         raise ValueError(f"{origin}: layer {name!r}: {error}") from None
     try:
         for name, (empty, _) in makers.items():
-            owner, _, key = name.rpartition(".")
-            layer = getattr(model.get_submodule(owner), key)
-            training = model.get_submodule(owner).training
-            replace(model, {name: empty(layer, name).to("meta").train(training)})  # until the file is read
+            training = model.get_submodule(name.rpartition(".")[0]).training
+            layer = empty(member_of(model, name), name).to("meta")  # until the file is read
+            replace(model, {name: layer.train(training)})
         for name, (_, shares) in makers.items():
             if shares is not None:
                 share_weight(model, name, shares)
@@ -182,7 +180,7 @@ def load_quantized(folder, model=None):
         model = empty_model(folder, config, generation, headers) if model is None else model
         put_empty_layers(model, entries, folder / CONFIG)
         fill(model, headers, folder)
-        say_dtypes(model, headers, FLOATS_BY_NAME.get(config.get("dtype"), torch.float32))
+        say_dtypes(model, headers, DTYPE_OF_NAME.get(config.get("dtype"), torch.float32))
     tell_transformers(model)
     on_meta = still_on_meta(model)
     if on_meta:
@@ -209,7 +207,7 @@ def config_of(model):
 def dtype_of(model):
     """The dtype that a model calculates in: that of its first float parameter, or of what its quantized layers were."""
     parameters = sorted(model.parameters(), key=lambda parameter: parameter.numel() == 0)  # which examples are
-    return next((parameter.dtype for parameter in parameters if parameter.dtype in FLOATS), torch.float32)
+    return next((parameter.dtype for parameter in parameters if parameter.dtype in WEIGHT_DTYPES), torch.float32)
 
 
 def stored_state(model):
@@ -281,14 +279,13 @@ def make_anew(model, names):
         if not isinstance(module, PackedLayer):
             module._is_hf_initialized = False
     for name in names:
-        owner, _, key = name.rpartition(".")
-        put_tensor(model, [name], torch.empty_like(getattr(model.get_submodule(owner), key), device="cpu"))
+        put_tensor(model, [name], torch.empty_like(member_of(model, name), device="cpu"))
     model.initialize_weights()
 
 
 def conversions_of_own(model, places, headers):
     """The Conversions of a quantized model's checkpoint: what has a name of the model is that, whatever the rules."""
-    tensors = {key: kind for header in headers.values() for key, kind in header["tensors"].items()}
+    tensors = tensors_in(headers.values())
     for name, layer in packed_layers(model):
         tensors.pop(layer.float_name(f"{name}."), None)  # these are empty, see PackedLayer
         tensors.pop(f"{name}.example", None)
@@ -302,7 +299,7 @@ def conversions_of_own(model, places, headers):
 
 def say_dtypes(model, headers, dtype):
     """Say of which dtype the float weight of each quantized layer was: what the files say, or else this one."""
-    tensors = {key: kind for header in headers.values() for key, kind in header["tensors"].items()}
+    tensors = tensors_in(headers.values())
     for name, layer in packed_layers(model):
         layer.set_example(tensors.get(f"{name}.example", (dtype,))[0], "cpu")
 
@@ -370,14 +367,13 @@ def fits(stored, needed, scales=None):
     """
     if scales is None:
         return stored.is_floating_point and needed.is_floating_point
-    return scales == "float32" and {stored, needed} <= FLOATS
+    return scales == "float32" and {stored, needed} <= WEIGHT_DTYPES
 
 
 def scales_of(model):
     """{name of a tensor: the format of scales of its layer} of all scales and zero points in a quantized model."""
-    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PackedLayer)]
     return {
         f"{name}.{part}": layer.scheme.scales
-        for name, layer in layers
+        for name, layer in packed_layers(model)
         for part in (*SCALE_PARTS[layer.scheme.scales], "zero_point")
     }

@@ -122,6 +122,12 @@ def parameter_name(name):
     return head + tail.removesuffix(".0")
 
 
+def packed_name(name):
+    """The name of the module that a PackedParameter is, from that of the parameter in whose place it stands."""
+    owner, _, key = name.rpartition(".")
+    return f"{owner}.parametrizations.{key}.0"
+
+
 # ---------------------------------------------------------------- which
 
 

@@ -144,6 +144,11 @@ def file_header(path):
     return {"tensors": tensors, "ties": ties}
 
 
+def tensors_in(headers):
+    """{key: (dtype, shape)} of all that files hold, from their headers: see `file_header`."""
+    return {key: kind for header in headers for key, kind in header["tensors"].items()}
+
+
 def read_tensor(path, key):
     """One tensor of a safetensors file, read by hand: of the other tensors not a byte is read.
 

@@ -281,9 +281,8 @@ def put_in_place(new, folder):
         write_json(new / STALE, {"files": sorted(old_weights(folder) - set(names))})
         sync(new / STALE)
         sync(new)
-        os.rename(
-            new, folder / SAVED
-        )  # here it becomes the model; a kill before leaves the old one, a kill after this one
+        # Here it becomes the model: a kill before this line leaves the old one, a kill after it this one.
+        os.rename(new, folder / SAVED)
         sync(folder)
         finish_save(folder)
 

@@ -25,7 +25,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qlib.checkpoint import METHOD, QUANTIZED, entries_of, packed_layers, put_empty_layers, share_weight, stored_state
-from qlib.experts import PackedParameter, as_matrix, experts_forward
+from qlib.experts import PackedParameter, experts_forward
 from qlib.kernels.choose import plan_for
 from qlib.linear import PackedLayer, QLinear
 from qlib.model import choose_layers, ignore_rules, matrix_of, parameters_to_pack, replace, report_lines, tensors_of
@@ -224,13 +224,12 @@ class QuantizeWeight(ConversionOps):
         config, packs = self.quantizer.quantization_config, self.quantizer.packs
         if name in packs:
             quantized = PackedParameter.from_parameter(weight, config.scheme, **packs[name], name=name)
-            matrix = as_matrix(weight, **packs[name])
         else:
             name = owner
             quantized = QLinear.from_linear(module, config.scheme, name, config.activation_bits)
-            matrix = matrix_of(model, name).detach()
+            weight = matrix_of(model, name).detach()
         mark_as_read(quantized, module)
-        self.quantizer.lines += report_lines(name, matrix, {name: quantized})
+        self.quantizer.lines += report_lines(name, weight, {name: quantized})
         replace(model, {name: quantized})
 
 

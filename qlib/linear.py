@@ -18,6 +18,8 @@ from qlib.read_only import READ_ONLY, ReadOnlyWeight
 from qlib.scheme import Scheme, whole_number
 from qlib.tensor import QTensor, part_dtypes, part_shapes, quantize_tensor, values_of
 
+# Of what dtypes a weight may be that is quantized.
+WEIGHT_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 # Zero points that are fractions, as HQQ's are, have a dtype that config.json names.
 ZERO_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.int8, torch.float16, torch.bfloat16, torch.float32)}
 
@@ -58,8 +60,7 @@ class PackedLayer(torch.nn.Module):
     @qtensor.setter
     def qtensor(self, qtensor):
         self.scheme, self.weight_shape = qtensor.scheme, tuple(qtensor.shape)
-        empty = torch.empty_like(self.example, device=qtensor.packed.device)
-        self.example = torch.nn.Parameter(empty, requires_grad=False)
+        self.set_example(self.example.dtype, qtensor.packed.device)
         for part, values in qtensor.parts.items():
             setattr(self, part, values)
 
@@ -526,7 +527,7 @@ def more_than_linear(layer):
     more = {*layer._parameters, *layer._buffers, *layer._modules} - {"weight", "bias", "parametrizations"}
     if more:
         return f"{kind} that holds more than a weight and a bias: {min(more)}"
-    if layer.weight.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+    if layer.weight.dtype not in WEIGHT_DTYPES:
         return f"{kind} whose weight is {str(layer.weight.dtype).removeprefix('torch.')} already"
     plain = type(layer).forward is torch.nn.Linear.forward or is_conv1d(layer)
     return None if plain or only_multiplies(layer) else f"{kind} with a forward of its own"

@@ -85,7 +85,6 @@ def quantize_model(
         weight = matrix_of(model, name).detach()
         if name in packs:
             new = {name: PackedParameter.from_parameter(weight, scheme, **packs[name], name=name)}
-            weight = as_matrix(weight, **packs[name])
         elif name in tables:
             new = quantized_tables(model, tables[name], scheme, activation_bits)
         else:
@@ -114,6 +113,8 @@ def rounded_layer(layer, scheme, name, activation_bits=None):
 def report_lines(name, weight, new):
     """A QuantizedLayer for each layer of {name: quantized layer}, which share the weight of the one called `name`."""
     qtensor = new[name].qtensor
+    if isinstance(new[name], PackedParameter):
+        weight = as_matrix(weight, qtensor.shape[0], new[name].transposed)
     cost = weight.nbytes, qtensor.nbytes, qtensor.bits_per_weight, sqnr(weight, qtensor.dequantize())
     return [QuantizedLayer(each, qtensor.scheme, *cost, None if each == name else name) for each in new]
 
@@ -130,16 +131,13 @@ def replace_linear(model, scheme, ignore=("lm_head",)):
         the names of the layers that were replaced.
     """
     chosen, _ = choose_layers(model, ignore)
-    for name in chosen:
-        replace(model, {name: empty_layer(model.get_submodule(name), name, scheme)})
+    replace(model, {name: empty_layer(model.get_submodule(name), name, scheme) for name in chosen})
     return chosen
 
 
 def empty_layer(linear, name, scheme):
     """An empty QLinear with the sizes, the bias and the device of a linear layer."""
-    weight, has_bias = weight_of(linear, name), linear.bias is not None
-    like = {"device": weight.device, "dtype": weight.dtype}
-    return QLinear(*reversed(weight.shape), scheme, has_bias, **like).train(linear.training)
+    return QLinear.empty(linear, name, **scheme.settings()).train(linear.training)
 
 
 def replace(model, layers):
@@ -165,7 +163,7 @@ def replace(model, layers):
 def forget_ties(model):
     """Have a model of transformers tie no more what is no Parameter now: quantized layers share packed weights."""
     for module in model.modules():
-        ties = getattr(module, "all_tied_weights_keys", None) or {}
+        ties = vars(module).get("all_tied_weights_keys") or {}  # to ask the module for what it lacks takes long
         kept = {target: source for target, source in ties.items() if has_parameters(module, target, source)}
         if kept != ties:
             module.all_tied_weights_keys = module._tied_weights_keys = kept
@@ -244,8 +242,7 @@ def is_embedding(layer):
 
 def matrix_of(model, name):
     """The weight of an embedding, of a linear layer as (outputs, inputs), or the parameter of a name."""
-    owner, _, key = name.rpartition(".")
-    layer = getattr(model.get_submodule(owner), key)
+    layer = member_of(model, name)
     if isinstance(layer, torch.nn.Module):
         return layer.weight if isinstance(layer, torch.nn.Embedding) else weight_of(layer, name)
     return layer
@@ -387,6 +384,12 @@ def warn_of_rules_for_nothing(model, rules):
         if words and not any(speaks_of(rule, name, None) for name in names):
             text = rule if isinstance(rule, str) else rule.pattern
             warnings.warn(f"{text!r} in ignore matches no layer of this {type(model).__name__}", stacklevel=4)
+
+
+def member_of(model, name):
+    """The module, the parameter or the buffer of a dotted name."""
+    owner, _, key = name.rpartition(".")
+    return getattr(model.get_submodule(owner), key)
 
 
 def set_submodule(model, name, layer):

@@ -9,8 +9,8 @@ import torch
 
 from qlib.checkpoint import METHOD
 from qlib.console import progress_bar
-from qlib.experts import PackedParameter, as_matrix
-from qlib.files import file_header, written_file
+from qlib.experts import PackedParameter, as_matrix, packed_name
+from qlib.files import file_header, tensors_in, written_file
 from qlib.folders import CONFIG, INDEX, PICKLES, begun_folder, copy_companions, opened_folder, real_path, write_json
 from qlib.linear import PackedLayer, is_conv1d
 from qlib.model import choose_layers, empty_layer, matrices_in, parameters_to_pack, places_of
@@ -75,9 +75,7 @@ def quantize_checkpoint(source, folder, scheme, ignore=("lm_head",), other_weigh
         packs = parameters_to_pack(model, ignore, other_weights)
         chosen, skipped = choose_layers(model, ignore, packs.keys())
         targets = targets_of(model, chosen, packs)
-        conversions, homeless = conversions_for(
-            model, {k: kind for h in headers.values() for k, kind in h["tensors"].items()}
-        )
+        conversions, homeless = conversions_for(model, tensors_in(headers.values()))
         if homeless:
             left_out = f"{len(homeless)} tensors are left out, such as {homeless[0]!r}"
             warnings.warn(f"{source}: {left_out}: the model has no place for them", stacklevel=2)
@@ -109,7 +107,7 @@ def entries_to_be(model, chosen, packs, scheme):
     """What `entries_of` will give of a model that is still float."""
     entries = {name: empty_layer(model.get_submodule(name), name, scheme).settings() for name in chosen}
     for name, layout in packs.items():
-        packed = PackedParameter.empty(parameter_of(model, name), name, **layout, **scheme.settings())
+        packed = PackedParameter.empty(model.get_parameter(name), name, **layout, **scheme.settings())
         entries[name] = {"kind": "parameter"} | packed.settings()
     return entries
 
@@ -123,15 +121,8 @@ def targets_of(model, chosen, packs):
         for place in places[name]:
             targets[f"{place}.weight"] = Target(name, f"{place}.", layer.weight.shape[transposed], transposed)
     for name, layout in packs.items():
-        owner, _, key = name.rpartition(".")
-        targets[name] = Target(name, f"{owner}.parametrizations.{key}.0.", **layout)
+        targets[name] = Target(name, f"{packed_name(name)}.", **layout)
     return targets
-
-
-def parameter_of(model, name):
-    """The parameter of a name."""
-    owner, _, key = name.rpartition(".")
-    return getattr(model.get_submodule(owner), key)
 
 
 def is_whole(path):

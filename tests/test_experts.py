@@ -13,15 +13,11 @@ from qlib.model import tensors_of
 from qlib.report import file_bytes, state_dict_bytes
 from qlib.tensor import quantize_tensor
 from tests.families import tiny_family
+from tests.test_quantized_folders import edit_config, quiet  # noqa: F401 - one is a fixture
 from tests.tiny_models import MODELS, randomize
 
 SCHEME = Scheme(bits=4, symmetric=False, group_size=32)
 MIXTURES = ["Mixtral", "Qwen3-MoE", "gpt-oss", "DeepSeek-V3", "OLMoE"]
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch):
-    monkeypatch.setattr(transformers.utils.logging, "_tqdm_active", False)
 
 
 def logits(model, inputs):
@@ -309,8 +305,6 @@ def test_families_whose_weights_are_not_linear_layers_are_packed_as_a_last_resor
 
 
 def test_a_packed_weights_entry_that_does_not_fit_is_named(tmp_path):
-    from tests.test_quantized_folders import edit_config
-
     model, _ = tiny_family("Mixtral")
     quantize_model(model, SCHEME)
     name = "model.layers.0.mlp.experts.down_proj"

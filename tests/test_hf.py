@@ -7,7 +7,6 @@ import sys
 import textwrap
 
 import pytest
-import safetensors.torch
 import torch
 import transformers
 
@@ -15,7 +14,7 @@ import qlib.hf
 from qlib import QLinear, Scheme, load_quantized, quantize_checkpoint, quantize_model, save_quantized
 from qlib.checkpoint import entries_of
 from qlib.hf import QlibConfig, share_layer
-from tests.test_quantized_folders import quiet  # noqa: F401 - a fixture
+from tests.test_quantized_folders import UP, quiet, rewrite  # noqa: F401 - one is a fixture
 from tests.tiny_models import MODELS, assert_same_outputs, tiny_model
 
 SCHEME = Scheme(bits=4, symmetric=False, group_size=32)
@@ -249,12 +248,6 @@ def test_biases_are_the_files_whatever_a_models_own_initialization_does(name, tm
     assert_same_outputs(expected, cls.from_pretrained(tmp_path / "again").eval())
 
 
-def rewrite(folder, change):
-    tensors = safetensors.torch.load_file(folder / "model.safetensors")
-    change(tensors)
-    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 def test_two_models_of_one_configuration_are_not_both_called_quantized(tmp_path):
     config = copy.deepcopy(MODELS["Mixtral"][1])
     one, other = (transformers.MixtralForCausalLM(config) for _ in range(2))
@@ -263,9 +256,6 @@ def test_two_models_of_one_configuration_are_not_both_called_quantized(tmp_path)
     other.save_pretrained(tmp_path / "other")
     assert "quantization_config" not in json.loads((tmp_path / "other" / "config.json").read_text())
     assert one.config._experts_implementation == "qlib" != other.config._experts_implementation
-
-
-UP = "model.layers.0.mlp.up_proj"
 
 
 @pytest.mark.parametrize("part", ["packed", "scale", "zero_point"])
